@@ -1,0 +1,117 @@
+"""The config keys of this project, and loading a config with them."""
+
+from __future__ import annotations
+
+import os
+from typing import Sequence
+
+import yaml
+from detectron2.config import CfgNode, get_cfg
+
+from .errors import ConfigError
+
+
+def add_mgd_config(cfg: CfgNode) -> None:
+    """Add the keys of this project to a Detectron2 config, in place."""
+    # COCO-format data sets to register: [name, annotation.json, image_root] each. Relative paths are
+    # relative to the working directory.
+    cfg.DATASETS.REGISTER = []
+    # "SGD" (stock Detectron2) or "AdamW", at SOLVER.BASE_LR and SOLVER.WEIGHT_DECAY.
+    cfg.SOLVER.OPTIMIZER = "SGD"
+
+    cfg.DISTILL = CfgNode()
+    # False trains the student alone, exactly as stock Detectron2 does.
+    cfg.DISTILL.ENABLED = True
+    # The student's own meta-architecture; every MODEL.* key describes the student.
+    cfg.DISTILL.STUDENT_ARCHITECTURE = "RetinaNet"
+    # Which methods add their losses, e.g. ["mgd"].
+    cfg.DISTILL.METHODS = ["mgd"]
+
+    cfg.DISTILL.TEACHER = CfgNode()
+    # Path of a config file, also the config.yaml of an earlier run of ours, or a model-zoo name
+    # such as "COCO-Detection/retinanet_R_50_FPN_3x.yaml".
+    cfg.DISTILL.TEACHER.CONFIG_FILE = ""
+    # Path, URL or model-zoo name. Empty is right only where CONFIG_FILE is a model-zoo name: its own.
+    cfg.DISTILL.TEACHER.WEIGHTS = ""
+    # Overrides for the teacher's config alone: ["KEY", value, ...].
+    cfg.DISTILL.TEACHER.OPTS = []
+    # True accepts a weight file that lacks some of the teacher's tensors.
+    cfg.DISTILL.TEACHER.ALLOW_PARTIAL_WEIGHTS = False
+
+    # Matching Guided Distillation (ECCV 2020).
+    cfg.DISTILL.MGD = CfgNode()
+    # Where student and teacher are compared: "res2" .. "res5" (last block of the stage, before the
+    # ReLU), "p2" .. "p7" (FPN outputs).
+    cfg.DISTILL.MGD.TAPS = ["res3", "res4", "res5"]
+    # Loss weight, one for all taps or one for each. The loss is a mean over all unpadded elements, so
+    # a weight means the same at any batch size, image size and number of GPUs.
+    cfg.DISTILL.MGD.WEIGHTS = [0.05]
+    # How the teacher channels of a group become one target: "absolute_max" ("amp", the paper's choice
+    # for detection), "sparse" ("sm"), "random_drop" ("rd"), "simple_max" ("sp").
+    cfg.DISTILL.MGD.REDUCER = "absolute_max"
+    # Where a negative target stops to matter: "batch_norm" (from the norm before the tap),
+    # "empirical" (from the images of the matching pass), "auto" (batch_norm where it holds).
+    cfg.DISTILL.MGD.MARGIN = "auto"
+    # Norm on the student's features before the loss, in training only: "GN", "BN", "" (none).
+    cfg.DISTILL.MGD.NORM = "GN"
+    # When the matching is solved again, after a first time at the start.
+    cfg.DISTILL.MGD.UPDATE = CfgNode()
+    # Every so many iterations; 0: never.
+    cfg.DISTILL.MGD.UPDATE.PERIOD = 5000
+    # Beyond this iteration SLOW_PERIOD takes the place of PERIOD.
+    cfg.DISTILL.MGD.UPDATE.SLOW_AFTER = 15000
+    # Every so many iterations; 0: never.
+    cfg.DISTILL.MGD.UPDATE.SLOW_PERIOD = 15000
+    # Training images, over all processes together, that each solution is computed from.
+    cfg.DISTILL.MGD.UPDATE.NUM_IMAGES = 1024
+
+
+def load_config(path: str, opts: Sequence[str] = (), *, device: str = "", key: str = "--config-file") -> CfgNode:
+    """Read a config file with this project's keys allowed, then apply overrides.
+
+    Args:
+        path: of a yaml file.
+        opts: "KEY", "value", ... applied last.
+        device: MODEL.DEVICE, applied before `opts`; empty leaves the file's.
+        key: how an error names the file.
+
+    Raises:
+        ConfigError: no such file, not a config, unknown keys or values of a wrong type.
+    """
+    if not os.path.isfile(path):
+        raise ConfigError(key, path, "there is no such file", "Give the path of a .yaml config.")
+    cfg = get_cfg()
+    add_mgd_config(cfg)
+    try:
+        cfg.merge_from_file(path)
+    except (KeyError, ValueError, AssertionError, AttributeError, OSError, yaml.YAMLError) as error:
+        reason = " ".join(str(error.args[0] if error.args else error).split())
+        raise ConfigError(key, path, reason, "Correct the file.") from error
+    if device:
+        cfg.MODEL.DEVICE = device
+    try:
+        cfg.merge_from_list(list(opts))
+    except (KeyError, ValueError, AssertionError, AttributeError) as error:
+        reason = " ".join(str(error.args[0] if error.args else error).split())
+        remedy = "Give KEY VALUE pairs of keys that exist."
+        raise ConfigError("overrides", list(opts), reason, remedy) from error
+    return cfg
+
+
+def student_config(cfg: CfgNode) -> CfgNode:
+    """The config of the student alone, in stock keys: what stock Detectron2 builds it from."""
+    stock = get_cfg()
+    student = cfg.clone()
+    student.defrost()
+    if student.MODEL.META_ARCHITECTURE == "DistilledDetector":
+        student.MODEL.META_ARCHITECTURE = student.DISTILL.STUDENT_ARCHITECTURE
+    _drop_added_keys(student, stock)
+    return student
+
+
+def _drop_added_keys(cfg: CfgNode, stock: CfgNode) -> None:
+    for key in list(cfg):
+        if key not in stock:
+            del cfg[key]
+        elif isinstance(cfg[key], CfgNode):
+            _drop_added_keys(cfg[key], stock[key])

@@ -1,0 +1,315 @@
+"""The meta-architecture: a stock student with a teacher beside it while it trains."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Callable, Iterable, Mapping, Optional, Sequence
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import Tensor, nn
+
+from .errors import ConfigError
+from .methods import MatchReport, Method, TapFeatures, TapInfo, find_method, method_names
+from .rng import isolated_rng
+from .taps import UnknownTap, capture, evaluating, inspect_taps
+from .teacher import CONFIG_KEY, Teacher, TeacherSpec
+
+logger = logging.getLogger("detectron2." + __name__)
+
+REVERSIBLE_FORMATS = ("RGB", "BGR")
+
+
+class NotMatchedError(RuntimeError):
+    """A distiller was trained before its first matching was solved."""
+
+
+@META_ARCH_REGISTRY.register()
+class DistilledDetector(nn.Module):
+    """Trains a stock detector with the losses of distillation methods added to its own.
+
+    In eval mode it is the student and nothing else. Its `state_dict` is the student's, so that every
+    checkpoint is one of the stock student. The teacher is loaded when training begins (:meth:`prepare`)
+    and never before.
+
+    Args:
+        student: a Detectron2 detector with `backbone` and `preprocess_image`; attribute `student`.
+        methods: distillation methods by name; none trains the student alone.
+        teacher: where the teacher comes from.
+        input_format: channel order of the images that the student is given.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        student: nn.Module,
+        methods: Mapping[str, Method],
+        teacher: Optional[TeacherSpec],
+        input_format: str,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.methods = nn.ModuleDict(methods)
+        self.teacher_spec = teacher
+        self.input_format = input_format
+        self.teacher: Optional[Teacher] = None
+        # Of the student's taps, filled by `prepare`.
+        self._strides: dict[str, int] = {}
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        student = _build_student(cfg)
+        methods = _build_methods(cfg, student) if cfg.DISTILL.ENABLED else {}
+        return {
+            "student": student,
+            "methods": methods,
+            "teacher": TeacherSpec.from_config(cfg) if methods else None,
+            "input_format": cfg.INPUT.FORMAT,
+        }
+
+    @property
+    def taps(self) -> list[str]:
+        """Names of all taps that the methods need, each once."""
+        return list(dict.fromkeys(tap for method in self.methods.values() for tap in method.taps))
+
+    def prepare(self) -> None:
+        """Load the teacher, unless it is there, and check that the two networks fit.
+
+        Raises:
+            ConfigError: anything about the teacher or the taps that would not work.
+        """
+        if not self.methods or self.teacher is not None:
+            return
+        student = inspect_taps(self.student, self.taps)
+        for tap, info in student.items():
+            if not info.trainable:
+                raise ConfigError(
+                    _taps_key(self.methods, tap),
+                    self.taps,
+                    f"no trainable weight of the student lies before the tap {tap!r}, so its loss would "
+                    "teach nothing but its own norm",
+                    "Lower MODEL.BACKBONE.FREEZE_AT, or leave that tap out.",
+                )
+        teacher = self.teacher_spec.load(self.device)
+        self._check_formats(teacher)
+        try:
+            infos = inspect_taps(teacher.model, self.taps)
+        except UnknownTap as error:
+            raise ConfigError(
+                CONFIG_KEY,
+                self.teacher_spec.config_file,
+                f"this teacher lacks one of the taps {self.taps}: {error}",
+                "Name taps that both networks have in DISTILL.<METHOD>.TAPS.",
+            ) from error
+        _check_strides(self.methods, student, infos)
+        for method in self.methods.values():
+            method.attach_teacher(infos)
+        self._strides = {tap: info.stride for tap, info in student.items()}
+        self.teacher = teacher
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """As the student; in training the methods' losses join the student's."""
+        if not (self.training and self.methods):
+            return self.student(batched_inputs)
+        self.prepare()
+        if not all(method.ready for method in self.methods.values()):
+            raise NotMatchedError(
+                "DistilledDetector is being trained, but no matching has been solved: register "
+                "mgd_det.RematchHook(cfg) with the trainer, or call rematch() with batches of images"
+            )
+        batched_inputs = self._to_device(batched_inputs)
+        with capture(self.student.backbone, self.taps) as student:
+            losses = self.student(batched_inputs)
+        features = self._pair(student, batched_inputs)
+        for method in self.methods.values():
+            losses.update(method(features))
+        return losses
+
+    @torch.no_grad()
+    def rematch(
+        self,
+        batches: Iterable[list[dict[str, Any]]],
+        sum_over_ranks: Callable[[Tensor], None] = lambda tensor: None,
+    ) -> list[MatchReport]:
+        """Solve the matchings of all methods from a pass over images, with both networks fixed.
+
+        Modes, batch-norm statistics and random streams are afterwards as they were.
+
+        Args:
+            batches: lists of dicts with "image", (C, H, W), as in training; no instances needed.
+            sum_over_ranks: replaces a tensor, in place, by its sum over all processes.
+        """
+        self.prepare()
+        with isolated_rng(), evaluating(self.student):
+            for batch in batches:
+                batch = self._to_device(batch)
+                pixels = self.student.preprocess_image(batch).tensor
+                with capture(self.student.backbone, self.taps, stop=True) as student:
+                    self.student.backbone(pixels)
+                features = self._pair(student, batch)
+                for method in self.methods.values():
+                    method.observe(features)
+        return [report for m in self.methods.values() for report in m.solve(sum_over_ranks)]
+
+    def distill_state(self) -> dict[str, Any]:
+        """What the methods have learnt beside the student: adapters and matchings, on the CPU."""
+        return {name: _to_cpu(method.state_dict()) for name, method in self.methods.items()}
+
+    def load_distill_state(self, state: Mapping[str, Any]) -> None:
+        """Take up the state of an earlier run.
+
+        Raises:
+            ConfigError: that run had other methods or taps.
+        """
+        if set(state) != set(self.methods):
+            raise ConfigError(
+                "DISTILL.METHODS",
+                list(self.methods),
+                f"the checkpoint was trained with {list(state)}",
+                "Resume with the methods of that run, or start a new run in another OUTPUT_DIR.",
+            )
+        for name, method in self.methods.items():
+            try:
+                method.load_state_dict(state[name])
+            except RuntimeError as error:
+                raise ConfigError(
+                    f"DISTILL.{name.upper()}",
+                    self.taps,
+                    f"the checkpoint's state of this method does not fit ({error})",
+                    "Resume with the settings of that run, or start a new run in another OUTPUT_DIR.",
+                ) from error
+
+    def _to_device(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Move the images once, for both networks."""
+        return [{**x, "image": x["image"].to(self.device)} for x in batched_inputs]
+
+    def _pair(
+        self, student: Mapping[str, Tensor], batched_inputs: Sequence[Mapping[str, Any]]
+    ) -> dict[str, TapFeatures]:
+        """Run the teacher on the same images and line up the two networks' features."""
+        images = [x["image"] for x in batched_inputs]
+        teacher = self.teacher.features(images, self.input_format, self.taps)
+        paired = {}
+        for tap in self.taps:
+            s, t = student[tap], teacher[tap]
+            # The networks may pad to different multiples, always at the right and bottom.
+            height, width = (min(a, b) for a, b in zip(s.shape[2:], t.shape[2:]))
+            s, t = s[..., :height, :width], t[..., :height, :width]
+            mask = unpadded_mask(images, self._strides[tap], height, width)
+            paired[tap] = TapFeatures(s, t, mask)
+        return paired
+
+    def _check_formats(self, teacher: Teacher) -> None:
+        formats = (self.input_format, teacher.input_format)
+        if formats[0] != formats[1] and not set(formats) <= set(REVERSIBLE_FORMATS):
+            raise ConfigError(
+                "INPUT.FORMAT",
+                self.input_format,
+                f"the teacher takes {teacher.input_format!r} images, and no exact conversion is known",
+                "Give the student the teacher's format.",
+            )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DistilledDetector":
+        if self.teacher is not None:
+            self.teacher.apply(fn)
+        return super()._apply(fn, recurse)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The student's, under its stock names."""
+        return self.student.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The student's."""
+        return self.student.load_state_dict(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        # Detectron2's tools look for `backbone`, `device`, `roi_heads` .. on the model that they hold.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "student":
+                raise
+            return getattr(self.student, name)
+
+
+def unpadded_mask(
+    images: Sequence[Tensor], stride: int, height: int, width: int
+) -> Optional[Tensor]:
+    """(N, 1, height, width), True at positions (y, x) with y * stride and x * stride inside the image.
+
+    None where that holds throughout, so that the common case costs nothing.
+    """
+    rows = [-(-image.shape[-2] // stride) for image in images]
+    columns = [-(-image.shape[-1] // stride) for image in images]
+    if min(rows) >= height and min(columns) >= width:
+        return None
+    device = images[0].device
+    inside_rows = torch.arange(height, device=device) < torch.tensor(rows, device=device)[:, None]
+    inside_columns = torch.arange(width, device=device) < torch.tensor(columns, device=device)[:, None]
+    return inside_rows[:, None, :, None] & inside_columns[:, None, None, :]
+
+
+def _build_student(cfg: CfgNode) -> nn.Module:
+    name = cfg.DISTILL.STUDENT_ARCHITECTURE
+    if name == DistilledDetector.__name__ or name not in META_ARCH_REGISTRY:
+        raise ConfigError(
+            "DISTILL.STUDENT_ARCHITECTURE",
+            name,
+            "not the name of a stock meta-architecture",
+            'Name one of Detectron2\'s, for example "RetinaNet" or "GeneralizedRCNN".',
+        )
+    return META_ARCH_REGISTRY.get(name)(cfg)
+
+
+def _build_methods(cfg: CfgNode, student: nn.Module) -> dict[str, Method]:
+    methods = {}
+    for name in cfg.DISTILL.METHODS:
+        method = find_method(name)
+        if method is None:
+            raise ConfigError(
+                "DISTILL.METHODS",
+                list(cfg.DISTILL.METHODS),
+                f"there is no method {name!r}",
+                f"Choose from {method_names()}.",
+            )
+
+        def inspect(taps: Sequence[str], key: str = f"DISTILL.{name.upper()}.TAPS") -> Any:
+            try:
+                return inspect_taps(student, taps)
+            except UnknownTap as error:
+                problem = f"the student has not all of these: {error}"
+                raise ConfigError(key, list(taps), problem, "Name taps from that list.") from error
+
+        # Adapters draw their initial values aside: the student's are the same with and without them.
+        with isolated_rng():
+            methods[name] = method.from_config(cfg.DISTILL[name.upper()], inspect)
+    return methods
+
+
+def _check_strides(
+    methods: Mapping[str, Method], student: Mapping[str, TapInfo], teacher: Mapping[str, TapInfo]
+) -> None:
+    for tap in student:
+        if student[tap].stride != teacher[tap].stride:
+            raise ConfigError(
+                _taps_key(methods, tap),
+                list(student),
+                f"at {tap!r} the student's features have stride {student[tap].stride} and the "
+                f"teacher's {teacher[tap].stride}",
+                "Choose taps at which both networks have the same stride.",
+            )
+
+
+def _taps_key(methods: Mapping[str, Method], tap: str) -> str:
+    name = next(name for name, method in methods.items() if tap in method.taps)
+    return f"DISTILL.{name.upper()}.TAPS"
+
+
+def _to_cpu(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, Mapping):
+        return {key: _to_cpu(item) for key, item in value.items()}
+    return value

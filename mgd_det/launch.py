@@ -1,0 +1,80 @@
+"""Starting processes: one, Detectron2's launcher for GPUs, or those that torchrun started."""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import timedelta
+from typing import Any, Callable
+
+import torch
+import torch.distributed as dist
+from detectron2.engine import launch as launch_gpus
+from detectron2.utils import comm
+
+from .errors import ConfigError
+
+TIMEOUT = timedelta(minutes=30)
+
+
+def launch(main: Callable[[Any], Any], args: Any) -> None:
+    """Run `main(args)` in every process that the command line or torchrun asks for.
+
+    Args:
+        main: the job; what it returns is dropped.
+        args: Detectron2's parsed arguments.
+
+    Raises:
+        ConfigError: more GPUs are asked for than there are.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _join_torchrun(args)
+        main(args)
+        dist.destroy_process_group()
+    elif args.num_gpus == 0:
+        main(args)
+    else:
+        available = torch.cuda.device_count()
+        if args.num_gpus > available:
+            raise ConfigError(
+                "--num-gpus",
+                args.num_gpus,
+                f"{available} CUDA devices are visible",
+                "Ask for as many as there are; 0 runs on the CPU, torchrun several CPU processes.",
+            )
+        launch_gpus(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+
+
+def _join_torchrun(args: Any) -> None:
+    on_gpu = args.num_gpus > 0
+    local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    if on_gpu:
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT)
+    _set_local_group(local_size)
+    comm.synchronize()
+
+
+def _set_local_group(local_size: int) -> None:
+    """Tell Detectron2 which ranks share this machine; 0.6 has no function for it."""
+    if hasattr(comm, "create_local_process_group"):
+        comm.create_local_process_group(local_size)
+        return
+    machine = dist.get_rank() // local_size
+    for i in range(dist.get_world_size() // local_size):
+        group = dist.new_group(list(range(i * local_size, (i + 1) * local_size)))
+        if i == machine:
+            comm._LOCAL_PROCESS_GROUP = group
+
+
+def stop_with(error: ConfigError) -> None:
+    """End this process with the error as one line on stderr and exit code 2."""
+    sys.stderr.write(f"error: {error}\n")
+    sys.exit(2)

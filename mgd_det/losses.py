@@ -1,0 +1,78 @@
+"""The partial L2 loss, and absolute max pooling with it in one call.
+
+Pure functions on tensors, no Detectron2. Source: Matching Guided Distillation (ECCV 2020), eq. 6, after
+Heo et al. (ICCV 2019), eq. 3. The student's norm layer is applied by the caller.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .reducers import absolute_max
+
+
+def partial_l2(
+    student: Tensor, target: Tensor, margin: Tensor, reduction: str, mask: Tensor | None = None
+) -> Tensor:
+    """Squared distance to the target where it matters after the ReLU.
+
+    With `t' = max(target, margin)`, an element counts `(student - t')^2` where `student > t'` or
+    `t' > 0`, and nothing elsewhere: there both sides are negative and the student is low enough.
+
+    Args:
+        student: (N, C, H, W), any float dtype; the loss is computed in float32 or wider.
+        target: (N, C, H, W), the reduced teacher features; no gradient flows into them.
+        margin: (C,), of the reduced features.
+        reduction: "sum", or "mean" over all unpadded elements, the inactive ones included.
+        mask: (N, H, W) or (N, 1, H, W), True at the unpadded positions; None for all.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ValueError: unknown reduction, or student and target differ in shape.
+    """
+    if reduction not in ("sum", "mean"):
+        raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
+    if student.shape != target.shape:
+        raise ValueError(
+            f"student {tuple(student.shape)} and target {tuple(target.shape)} must have one shape"
+        )
+    dtype = torch.promote_types(student.dtype, torch.float32)
+    student = student.to(dtype)
+    target = torch.maximum(target.detach().to(dtype), margin.to(dtype)[:, None, None])
+    active = (student > target) | (target > 0)
+    if mask is not None:
+        mask = mask.reshape(len(mask), 1, *mask.shape[-2:])
+        active = active & mask
+    # `where` rather than a product, so that infinities at inactive positions do not become NaN.
+    difference = torch.where(active, student - target, torch.zeros((), dtype=dtype, device=student.device))
+    total = difference.square().sum()
+    if reduction == "sum":
+        return total
+    positions = student.shape[0] * student.shape[2] * student.shape[3] if mask is None else mask.sum()
+    return total / (positions * student.shape[1])
+
+
+def pooled_partial_l2(
+    student: Tensor,
+    teacher: Tensor,
+    groups: Tensor,
+    margin: Tensor,
+    reduction: str,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """:func:`reducers.absolute_max` of the teacher, then :func:`partial_l2`; what training uses.
+
+    Args:
+        student: (N, Cs, H, W).
+        teacher: (N, Ct, H, W).
+        groups: (Cs, G) teacher channels, -1 at the end of a short group.
+        margin: (Cs,), already reduced over the groups.
+        reduction, mask: as in :func:`partial_l2`.
+
+    Returns:
+        Scalar, equal to the two in sequence.
+    """
+    return partial_l2(student, absolute_max(teacher, groups), margin, reduction, mask)

@@ -1,0 +1,157 @@
+"""Matching teacher channels to student channels as an assignment problem.
+
+Pure functions on tensors, no Detectron2. Source: Matching Guided Distillation (MGD; Yue, Deng, Zhou;
+ECCV 2020), section 3.2. Shapes: N images, Cs student channels, Ct teacher channels, H x W positions,
+G teacher channels in a group.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+PAD = -1  # fills the end of a group that is shorter than the longest; reducers ignore it
+
+
+def _unit_channels(features: Tensor, mask: Tensor | None) -> Tensor:
+    """(N, C, H, W) -> (N, C, H * W), every channel scaled to L2 norm 1 (a zero channel stays zero)."""
+    # Half precision cannot hold the sum of squares of a large map; float64 stays as it is.
+    flat = features.detach().to(torch.promote_types(features.dtype, torch.float32)).flatten(2)
+    if mask is not None:
+        flat = flat * mask.flatten(-2).reshape(len(flat), 1, -1)
+    return torch.nn.functional.normalize(flat, dim=2)
+
+
+def channel_similarity(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Cosine similarity of every student channel to every teacher channel, summed over images.
+
+    Args:
+        student: (N, Cs, H, W), any float dtype. Raw features, before the student-side norm.
+        teacher: (N, Ct, H, W) of the same N, H, W.
+        mask: (N, H, W) or (N, 1, H, W), True at the unpadded positions; None for all.
+
+    Returns:
+        (Cs, Ct), float32 or wider. A channel that is zero throughout has similarity 0.
+
+    Raises:
+        ValueError: N, H or W of the two differ.
+    """
+    if student.shape[0] != teacher.shape[0] or student.shape[2:] != teacher.shape[2:]:
+        raise ValueError(
+            "student and teacher features must agree in N, H, W; "
+            f"got {tuple(student.shape)} and {tuple(teacher.shape)}"
+        )
+    with torch.autocast(student.device.type, enabled=False):
+        s, t = _unit_channels(student, mask), _unit_channels(teacher, mask)
+        dtype = torch.promote_types(s.dtype, t.dtype)
+        return torch.einsum("nsp,ntp->st", s.to(dtype), t.to(dtype))
+
+
+def channel_cost(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Matching cost: squared L2 distance of unit-length channels, averaged over images.
+
+    `D[i, j] = mean over n of (2 - 2 <s_ni, t_nj>)`, MGD eq. 3. Not mean-centred. Arguments and
+    errors as :func:`channel_similarity`.
+
+    Returns:
+        (Cs, Ct) in [0, 4], float32 or wider; 0 for parallel channels, 2 for orthogonal ones.
+    """
+    return 2 - 2 * channel_similarity(student, teacher, mask) / len(student)
+
+
+def _as_matrix(cost: Tensor) -> np.ndarray:
+    if cost.dim() != 2 or 0 in cost.shape:
+        raise ValueError(f"cost must be a non-empty (Cs, Ct) matrix, got shape {tuple(cost.shape)}")
+    matrix = cost.detach().to("cpu", torch.float64).numpy()
+    if not np.isfinite(matrix).all():
+        raise ValueError("cost contains NaN or infinity: the features it was computed from do too")
+    return matrix
+
+
+def _solve(matrix: np.ndarray, group_size: int) -> Tensor:
+    """The cheapest assignment of `group_size` different teacher channels to every student channel."""
+    cs, ct = matrix.shape
+    sharers = -(-cs // ct)  # students that may share one teacher channel: 1 unless Cs > Ct
+    rows, columns = linear_sum_assignment(np.tile(matrix, (group_size, sharers)))
+    # scipy returns rows in order: row r is copy r // Cs of student channel r % Cs.
+    groups = (columns % ct).reshape(group_size, cs).T
+    return torch.from_numpy(np.sort(groups, axis=1).astype(np.int64))
+
+
+def assign_groups(cost: Tensor, *, spread: bool = False) -> Tensor:
+    """Give every student channel its group of teacher channels at the least total cost.
+
+    Every student channel gets G = max(Ct // Cs, 1) teacher channels and no teacher channel is used
+    twice; where Cs > Ct, a teacher channel is shared by at most ceil(Cs / Ct) students. Where Cs does
+    not divide Ct, all Ct channels compete and Ct - G * Cs of them stay unused.
+
+    Args:
+        cost: (Cs, Ct), finite.
+        spread: use every teacher channel when Cs does not divide Ct: some groups then hold one member
+            more, and the shorter ones end with -1.
+
+    Returns:
+        LongTensor (Cs, G) of teacher channels, ascending in each row; (Cs, G + 1) with `spread`
+        where Cs < Ct does not divide Ct.
+
+    Raises:
+        ValueError: the cost is empty or not finite.
+    """
+    matrix = _as_matrix(cost)
+    cs, ct = matrix.shape
+    group_size = max(ct // cs, 1)
+    if not spread or cs >= ct or ct % cs == 0:
+        return _solve(matrix, group_size)
+
+    # One optional slot per student beside its mandatory ones. Blank columns soak up the optional
+    # slots that stay empty; a mandatory slot must not take one, so it pays more than any solution.
+    slots = group_size + 1
+    blanks = slots * cs - ct
+    blank_cost = np.full((slots * cs, blanks), 1 + 2 * np.abs(matrix).max() * slots * cs)
+    blank_cost[group_size * cs :] = 0
+    _, columns = linear_sum_assignment(np.hstack([np.tile(matrix, (slots, 1)), blank_cost]))
+    columns = np.where(columns < ct, columns, ct).reshape(slots, cs).T  # ct sorts to the end
+    groups = np.sort(columns, axis=1)
+    return torch.from_numpy(np.where(groups < ct, groups, PAD).astype(np.int64))
+
+
+def assign_one_to_one(cost: Tensor) -> Tensor:
+    """Sparse matching: one teacher channel for every student channel at the least total cost.
+
+    Args and errors as :func:`assign_groups`; where Cs > Ct, teacher channels are shared likewise.
+
+    Returns:
+        LongTensor (Cs, 1) of teacher channels.
+    """
+    return _solve(_as_matrix(cost), group_size=1)
+
+
+def group_members(groups: Tensor) -> Tensor:
+    """(Cs, G) groups with the -1 padding replaced by the first member of the group."""
+    return torch.where(groups < 0, groups[:, :1], groups)
+
+
+def assignment_cost(cost: Tensor, groups: Tensor) -> float:
+    """Mean cost of the matched pairs: `cost` (Cs, Ct) at `groups` (Cs, G), padding left out."""
+    pairs = cost.gather(1, group_members(groups).to(cost.device))
+    return pairs[(groups >= 0).to(cost.device)].mean().item()
+
+
+def changed_share(before: Tensor, after: Tensor, num_teacher: int) -> float:
+    """Share of teacher channels, among those used before or after, whose set of students changed.
+
+    Args:
+        before, after: (Cs, G) groups.
+        num_teacher: Ct.
+    """
+
+    def incidence(groups: Tensor) -> Tensor:
+        used = torch.zeros(len(groups), num_teacher + 1, dtype=torch.bool)
+        used.scatter_(1, torch.where(groups < 0, num_teacher, groups).cpu(), True)
+        return used[:, :num_teacher]
+
+    old, new = incidence(before), incidence(after)
+    used = (old | new).any(0)
+    return ((old != new).any(0) & used).sum().item() / max(int(used.sum()), 1)

@@ -1,0 +1,207 @@
+"""Matching Guided Distillation (MGD; Yue, Deng, Zhou; ECCV 2020), not masked generative distillation.
+
+Coordinate descent: with the matching of teacher to student channels fixed, the student is pulled towards
+the pooled teacher channels by a parameter-free loss; now and then, with the networks fixed, the matching
+is solved again.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Mapping, NamedTuple, Optional, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..losses import partial_l2, pooled_partial_l2
+from ..margins import batch_norm_margin
+from ..matching import assign_groups, assign_one_to_one, assignment_cost, changed_share
+from ..norms import STUDENT_NORMS
+from ..reducers import ALIASES, REDUCERS, absolute_max, find_reducer
+from ..statistics import MatchingStatistics
+from .base import MatchReport, Method, TapFeatures, TapInfo, register_method
+
+MARGINS = ("auto", "batch_norm", "empirical")
+
+
+class Matching(NamedTuple):
+    """The solved matching of one tap."""
+
+    groups: Tensor  # (Cs, G) teacher channels
+    margin: Tensor  # (Cs,) of the pooled target
+    num_teacher: int  # Ct
+
+    def to(self, device: torch.device) -> "Matching":
+        return Matching(self.groups.to(device), self.margin.to(device), self.num_teacher)
+
+
+@register_method("mgd")
+class MGD(Method):
+    """Pulls every student channel towards the teacher channels matched to it.
+
+    Args:
+        channels: student channels of each tap, in the taps' order.
+        reducer: "absolute_max", "sparse", "random_drop", "simple_max", or "amp", "sm", "rd", "sp".
+        margin: "batch_norm", "empirical", or "auto": batch norm where the tap has one whose parameters
+            are the moments of its output, else empirical.
+        norm: on the student's features, in training only: "GN", "BN", or "" for none.
+        weights: of the loss, one for all taps or one for each.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: Mapping[str, int],
+        reducer: str = "absolute_max",
+        margin: str = "auto",
+        norm: str = "GN",
+        weights: Sequence[float] = (0.05,),
+    ) -> None:
+        super().__init__()
+        self.taps = list(channels)
+        self.reducer_name = reducer
+        self.reducer = find_reducer(reducer)
+        if self.reducer is None:
+            raise _unknown("REDUCER", reducer, [*REDUCERS, *ALIASES])
+        if margin not in MARGINS:
+            raise _unknown("MARGIN", margin, MARGINS)
+        if norm not in STUDENT_NORMS:
+            raise _unknown("NORM", norm, STUDENT_NORMS)
+        if len(weights) not in (1, len(self.taps)):
+            raise ConfigError(
+                "DISTILL.MGD.WEIGHTS",
+                list(weights),
+                f"{len(weights)} weights for {len(self.taps)} taps",
+                "Give one weight for all taps, or one for each of DISTILL.MGD.TAPS.",
+            )
+        self.margin_kind = margin
+        self.weights = dict(zip(self.taps, [*weights] * (len(self.taps) // len(weights))))
+        self.norms = nn.ModuleDict({tap: STUDENT_NORMS[norm](c) for tap, c in channels.items()})
+        self.channels = dict(channels)
+        self._teacher: Mapping[str, TapInfo] = {}
+        self._matchings: dict[str, Matching] = {}
+        self._statistics: dict[str, MatchingStatistics] = {}
+        self._generator: Optional[torch.Generator] = None
+
+    @classmethod
+    def from_config(
+        cls, cfg: Any, inspect: Callable[[Sequence[str]], Mapping[str, TapInfo]]
+    ) -> "MGD":
+        if not cfg.TAPS or len(set(cfg.TAPS)) != len(cfg.TAPS):
+            raise ConfigError(
+                "DISTILL.MGD.TAPS",
+                list(cfg.TAPS),
+                "no tap is named" if not cfg.TAPS else "a tap is named twice",
+                'Name each tap once, for example ["res3", "res4", "res5"].',
+            )
+        return cls(
+            channels={tap: info.channels for tap, info in inspect(cfg.TAPS).items()},
+            reducer=cfg.REDUCER,
+            margin=cfg.MARGIN,
+            norm=cfg.NORM,
+            weights=cfg.WEIGHTS,
+        )
+
+    def attach_teacher(self, teacher: Mapping[str, TapInfo]) -> None:
+        for tap in self.taps:
+            if self.margin_kind == "batch_norm" and teacher[tap].batch_norm is None:
+                raise ConfigError(
+                    "DISTILL.MGD.MARGIN",
+                    self.margin_kind,
+                    f"the teacher's tap {tap!r} has no batch norm whose parameters are the moments of "
+                    "its output (none at all, or one with its statistics folded in)",
+                    'Use "empirical", or "auto", which chooses it there.',
+                )
+        self._teacher = teacher
+
+    @property
+    def ready(self) -> bool:  # type: ignore[override]
+        return all(tap in self._matchings for tap in self.taps)
+
+    def forward(self, features: Mapping[str, TapFeatures]) -> dict[str, Tensor]:
+        losses = {}
+        for tap in self.taps:
+            student, teacher, mask = features[tap]
+            groups, margin, _ = self._matching(tap, student.device)
+            student = self.norms[tap](student, mask)
+            if self.reducer.features is absolute_max:
+                loss = pooled_partial_l2(student, teacher, groups, margin, "mean", mask)
+            else:
+                random = {"generator": self._rng(student.device)} if self.reducer.random else {}
+                target = self.reducer.features(teacher, groups, **random)
+                loss = partial_l2(student, target, margin, "mean", mask)
+            losses[f"loss_mgd_{tap}"] = loss * self.weights[tap]
+        return losses
+
+    def observe(self, features: Mapping[str, TapFeatures]) -> None:
+        for tap in self.taps:
+            student, teacher, mask = features[tap]
+            if tap not in self._statistics:
+                self._statistics[tap] = MatchingStatistics(
+                    student.shape[1], teacher.shape[1], student.device
+                )
+            self._statistics[tap].add(student, teacher, mask)
+
+    def solve(self, sum_over_ranks: Callable[[Tensor], None]) -> list[MatchReport]:
+        statistics, self._statistics = self._statistics, {}
+        return [self._solve_tap(tap, statistics[tap], sum_over_ranks) for tap in self.taps]
+
+    def _solve_tap(
+        self, tap: str, statistics: MatchingStatistics, sum_over_ranks: Callable[[Tensor], None]
+    ) -> MatchReport:
+        statistics.reduce(sum_over_ranks)
+        cost = statistics.cost().cpu()
+        groups = assign_one_to_one(cost) if self.reducer.one_to_one else assign_groups(cost)
+        batch_norm = self._teacher[tap].batch_norm
+        if self.margin_kind == "empirical" or batch_norm is None:
+            margin = statistics.margin()
+        else:
+            margin = batch_norm_margin(*batch_norm)
+        random = {"generator": self._rng(torch.device("cpu"))} if self.reducer.random else {}
+        pooled = self.reducer.margin(margin.cpu(), groups, **random)
+        num_teacher = cost.shape[1]
+        before = self._matchings.get(tap)
+        self._matchings[tap] = Matching(groups, pooled, num_teacher)
+        return MatchReport(
+            name=f"mgd/{tap}",
+            cost=assignment_cost(cost, groups),
+            changed=1.0 if before is None else changed_share(before.groups, groups, num_teacher),
+            images=int(statistics.images.item()),
+        )
+
+    def _matching(self, tap: str, device: torch.device) -> Matching:
+        matching = self._matchings[tap]
+        if matching.groups.device != device:
+            matching = self._matchings[tap] = matching.to(device)
+        return matching
+
+    def _rng(self, device: torch.device) -> torch.Generator:
+        """The method's own stream, so that drawing from it leaves the training's streams alone."""
+        if self._generator is None or self._generator.device != device:
+            self._generator = torch.Generator(device).manual_seed(0)
+        return self._generator
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {
+            tap: {
+                "groups": matching.groups.cpu(),
+                "margin": matching.margin.cpu(),
+                "num_teacher": matching.num_teacher,
+            }
+            for tap, matching in self._matchings.items()
+        }
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        if state and list(state) != self.taps:
+            raise ConfigError(
+                "DISTILL.MGD.TAPS",
+                self.taps,
+                f"the checkpoint holds a matching for the taps {list(state)}",
+                "Resume with the taps of that run, or start a new run in another OUTPUT_DIR.",
+            )
+        self._matchings = {tap: Matching(**matching) for tap, matching in state.items()}
+
+
+def _unknown(key: str, value: str, known: Any) -> ConfigError:
+    choices = ", ".join(map(repr, known))
+    return ConfigError(f"DISTILL.MGD.{key}", value, "unknown", f"Choose one of {choices}.")

@@ -1,0 +1,66 @@
+"""Norm layers for the student's side of a loss; they exist in training only.
+
+No Detectron2. Statistics leave padded positions out, so that an image gives the same loss whatever
+it is batched with.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+MAX_GROUPS = 32  # of the reference's GroupNorm
+
+
+def _masked_moments(x: Tensor, mask: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of `x` over `dims` at the positions where `mask` is True."""
+    mask = mask.expand_as(x)
+    count = mask.sum(dims, keepdim=True).clamp_min(1)
+    mean = torch.where(mask, x, 0.0).sum(dims, keepdim=True) / count
+    variance = torch.where(mask, x - mean, 0.0).square().sum(dims, keepdim=True) / count
+    return mean, variance
+
+
+class MaskedGroupNorm(nn.GroupNorm):
+    """GroupNorm over the unpadded positions. `mask`: (N, 1, H, W), True where unpadded, or None."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if mask is None:
+            return super().forward(x)
+        n, c, h, w = x.shape
+        grouped = x.float().view(n, self.num_groups, c // self.num_groups, h, w)
+        mean, variance = _masked_moments(grouped, mask[:, None], (2, 3, 4))
+        unit = ((grouped - mean) * torch.rsqrt(variance + self.eps)).view(n, c, h, w)
+        return unit * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+class MaskedBatchNorm(nn.BatchNorm2d):
+    """BatchNorm over the unpadded positions of this process's batch, without running statistics."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, track_running_stats=False)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if mask is None:
+            return super().forward(x)
+        x = x.float()
+        mean, variance = _masked_moments(x, mask, (0, 2, 3))
+        unit = (x - mean) * torch.rsqrt(variance + self.eps)
+        return unit * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+class NoNorm(nn.Module):
+    """Hands the features on as they are."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return x
+
+
+def _group_norm(channels: int) -> nn.Module:
+    # A common divisor, so that any channel count works: 32 groups wherever the reference has 32.
+    return MaskedGroupNorm(math.gcd(channels, MAX_GROUPS), channels)
+
+
+STUDENT_NORMS = {"GN": _group_norm, "BN": MaskedBatchNorm, "": lambda channels: NoNorm()}

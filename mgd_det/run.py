@@ -1,0 +1,130 @@
+"""One run, from the command line to the last evaluation."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser, default_setup
+from detectron2.evaluation import verify_results
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+
+from .config import load_config, student_config
+from .datasets import check_datasets, register_datasets
+from .errors import ConfigError
+from .launch import stop_with
+from .rematch import RematchHook
+from .rng import isolated_rng
+from .teacher import TeacherSpec
+from .trainer import Trainer, check_solver, is_distiller
+from .weights import ReportingCheckpointer
+
+def argument_parser(epilog: str) -> argparse.ArgumentParser:
+    """Detectron2's arguments, and `--eval-teacher`."""
+    parser = default_argument_parser(epilog)
+    parser.add_argument(
+        "--eval-teacher", action="store_true", help="evaluate the teacher alone on DATASETS.TEST"
+    )
+    parser.set_defaults(num_gpus=min(torch.cuda.device_count(), 1))
+    return parser
+
+
+def main(args: Any) -> None:
+    """Train or evaluate as the arguments say; bad input ends the process with one line and code 2."""
+    try:
+        _main(args)
+    except ConfigError as error:
+        stop_with(error)
+
+
+def _main(args: Any) -> None:
+    device = "" if args.num_gpus else "cpu"
+    cfg = load_config(args.config_file, args.opts, device=device)
+    training = not (args.eval_only or args.eval_teacher)
+    register_datasets(cfg)
+    check_datasets(cfg, training=training)
+    check_solver(cfg)
+    if training:
+        check_models(cfg, resume=args.resume)
+    cfg.freeze()
+    default_setup(cfg, args)
+    if args.eval_teacher:
+        evaluate_teacher(cfg)
+    elif args.eval_only:
+        evaluate_student(cfg, resume=args.resume)
+    else:
+        save_student_config(cfg)
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        trainer.train()
+
+
+def check_models(cfg: CfgNode, *, resume: bool) -> None:
+    """Build and load both networks once on the CPU, and throw them away, before anything is written.
+
+    Raises:
+        ConfigError: whatever about them would stop the run.
+    """
+    cfg = cfg.clone()
+    cfg.MODEL.DEVICE = "cpu"
+    if is_distiller(cfg):
+        RematchHook(cfg)
+    logging.disable(logging.WARNING)  # the real loading, once log.txt is there, says it again
+    try:
+        with isolated_rng():
+            model = build_model(cfg)
+            checkpointer = ReportingCheckpointer(model, cfg.OUTPUT_DIR)
+            if not (resume and checkpointer.has_checkpoint()):
+                checkpointer.load(cfg.MODEL.WEIGHTS)
+            if is_distiller(cfg):
+                model.prepare()
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def save_student_config(cfg: CfgNode) -> None:
+    """Write `student_config.yaml`: the student alone, in stock keys."""
+    if comm.is_main_process():
+        path = os.path.join(cfg.OUTPUT_DIR, "student_config.yaml")
+        with PathManager.open(path, "w") as f:
+            f.write(student_config(cfg).dump())
+
+
+def evaluate_student(cfg: CfgNode, *, resume: bool) -> dict[str, Any]:
+    """Evaluate MODEL.WEIGHTS, or with `resume` the last checkpoint, on DATASETS.TEST.
+
+    Raises:
+        ConfigError: the file does not hold all of the student's weights.
+    """
+    model = Trainer.build_model(cfg)
+    checkpointer = ReportingCheckpointer(model, cfg.OUTPUT_DIR)
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    report = checkpointer.report
+    if report is None or report.missing:
+        raise ConfigError(
+            "MODEL.WEIGHTS",
+            cfg.MODEL.WEIGHTS,
+            f"does not hold a trained student: {report or 'no file'}",
+            "Give a checkpoint such as OUTPUT_DIR/model_final.pth, or --resume for the run's last.",
+        )
+    results = Trainer.test(cfg, model)
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results
+
+
+def evaluate_teacher(cfg: CfgNode) -> dict[str, Any]:
+    """Evaluate the teacher alone, with its own input settings, on the student's DATASETS.TEST."""
+    spec = TeacherSpec.from_config(cfg)
+    teacher_cfg = spec.config()
+    teacher_cfg.DATASETS = cfg.DATASETS.clone()
+    teacher_cfg.DATALOADER = cfg.DATALOADER.clone()
+    teacher_cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "teacher")
+    teacher = spec.load(torch.device(cfg.MODEL.DEVICE))
+    return Trainer.test(teacher_cfg, teacher.model)

@@ -1,0 +1,186 @@
+"""Reading features out of stock Detectron2 networks, through hooks that live for one forward pass.
+
+Names of taps: `res2` .. `res5` are the residual sums of a ResNet stage's last block *before* the ReLU;
+`p2` .. `p7` are outputs of the FPN, which have no ReLU.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator, Mapping, NamedTuple, Optional, Sequence
+
+import torch
+from detectron2.layers import FrozenBatchNorm2d
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .methods import TapInfo
+
+PROBE_SIZE = 256  # pixels; a multiple of every stride up to that of p7 and of res5
+
+Emit = Callable[[Tensor], None]
+
+
+class _Complete(Exception):
+    """Raised from a hook once every tap has been seen, to leave the rest of the network alone."""
+
+
+class ResidualSum:
+    """The pre-ReLU output of a stock residual block.
+
+    Detectron2's blocks compute `out += shortcut; relu_(out)` in place on the output of their last
+    convolution, so the sum is formed here as a tensor of its own, inside the autograd graph.
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        self.block = block
+        self.last_conv = getattr(block, "conv3", None) or block.conv2
+        self.norm: Optional[nn.Module] = getattr(self.last_conv, "norm", None)
+
+    def attach(self, emit: Emit) -> list[Any]:
+        parts: list[Tensor] = []
+
+        def keep_input(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            parts.append(args[0])
+
+        def keep_branch(module: nn.Module, args: Any, output: Tensor) -> None:
+            parts.append(output)
+
+        def emit_sum(module: nn.Module, args: Any, output: Tensor) -> None:
+            emit(parts.pop() + output)
+
+        if self.block.shortcut is None:
+            return [
+                self.block.register_forward_pre_hook(keep_input),
+                self.last_conv.register_forward_hook(emit_sum),
+            ]
+        # A projection runs after the last convolution, before anything is changed in place.
+        return [
+            self.last_conv.register_forward_hook(keep_branch),
+            self.block.shortcut.register_forward_hook(emit_sum),
+        ]
+
+
+class BackboneOutput:
+    """An entry of the dict that the backbone returns."""
+
+    norm = None
+
+    def __init__(self, backbone: nn.Module, name: str) -> None:
+        self.backbone, self.name = backbone, name
+
+    def attach(self, emit: Emit) -> list[Any]:
+        def emit_output(module: nn.Module, args: Any, output: Mapping[str, Tensor]) -> None:
+            emit(output[self.name])
+
+        return [self.backbone.register_forward_hook(emit_output)]
+
+
+class UnknownTap(LookupError):
+    """The network has no tap of that name; the message lists those it has."""
+
+
+def find_tap(backbone: nn.Module, name: str) -> ResidualSum | BackboneOutput:
+    """Locate a tap in a backbone, with or without an FPN around it.
+
+    Raises:
+        UnknownTap: there is no such tap.
+    """
+    bottom_up = getattr(backbone, "bottom_up", backbone)
+    blocks = {
+        stage: blocks[-1]
+        for stage, blocks in bottom_up.named_children()
+        if isinstance(blocks, nn.Sequential) and _is_residual(blocks[-1])
+    }
+    outputs = [] if backbone is bottom_up else list(backbone.output_shape())
+    if name in blocks:
+        return ResidualSum(blocks[name])
+    if name in outputs:
+        return BackboneOutput(backbone, name)
+    raise UnknownTap(f"it has the taps {[*blocks, *outputs]}")
+
+
+def _is_residual(block: nn.Module) -> bool:
+    return hasattr(block, "conv2") and hasattr(block, "shortcut")
+
+
+@contextmanager
+def capture(
+    backbone: nn.Module, names: Sequence[str], *, stop: bool = False
+) -> Iterator[dict[str, Tensor]]:
+    """While active, a forward pass of `backbone` fills the yielded dict: name -> (N, C, H, W).
+
+    Args:
+        backbone: a Detectron2 backbone.
+        names: of the taps.
+        stop: leave the network, and the body of the `with`, as soon as the last tap has been seen.
+    """
+    features: dict[str, Tensor] = {}
+    handles: list[Any] = []
+
+    def emitter(name: str) -> Emit:
+        def emit(tensor: Tensor) -> None:
+            features[name] = tensor
+            if stop and len(features) == len(names):
+                raise _Complete
+
+        return emit
+
+    try:
+        for name in names:
+            handles += find_tap(backbone, name).attach(emitter(name))
+        yield features
+    except _Complete:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode for the time being; afterwards every submodule gets back the mode that it had."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def inspect_taps(detector: nn.Module, names: Sequence[str]) -> dict[str, TapInfo]:
+    """Run the backbone once on zeros and report what each tap gives.
+
+    Raises:
+        UnknownTap: the detector has no such tap; or no `backbone` at all.
+    """
+    backbone = getattr(detector, "backbone", None)
+    if not isinstance(backbone, nn.Module):
+        raise UnknownTap(f"{type(detector).__name__} has no `backbone`")
+    size = PROBE_SIZE
+    zeros = torch.zeros(1, len(detector.pixel_mean), size, size, device=detector.pixel_mean.device)
+    with evaluating(detector), torch.enable_grad(), capture(backbone, names, stop=True) as features:
+        backbone(zeros)
+    return {
+        name: TapInfo(
+            channels=features[name].shape[1],
+            stride=size // features[name].shape[-1],
+            trainable=features[name].requires_grad,
+            batch_norm=_moments(find_tap(backbone, name).norm),
+        )
+        for name in names
+    }
+
+
+def _moments(norm: Optional[nn.Module]) -> Optional[tuple[Tensor, Tensor]]:
+    """Affine parameters of a batch norm, where they are the mean and deviation of its output."""
+    if not isinstance(norm, (FrozenBatchNorm2d, _BatchNorm)) or norm.weight is None:
+        return None
+    if isinstance(norm, FrozenBatchNorm2d):
+        # Model-zoo weights converted from Caffe2 carry the statistics folded into weight and bias.
+        folded_mean = not norm.running_mean.any()
+        folded_variance = torch.allclose(norm.running_var, torch.ones_like(norm.running_var), atol=1e-4)
+        if folded_mean and folded_variance:
+            return None
+    return norm.weight.detach(), norm.bias.detach()

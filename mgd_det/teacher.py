@@ -1,0 +1,158 @@
+"""The teacher: its own config and weights, frozen, seen by nobody but the distiller."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any, Callable, Mapping, Sequence
+
+import torch
+from detectron2 import model_zoo
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import Tensor, nn
+
+from .config import load_config, student_config
+from .errors import ConfigError
+from .rng import isolated_rng
+from .taps import capture
+from .weights import ReportingCheckpointer
+
+logger = logging.getLogger("detectron2." + __name__)
+
+CONFIG_KEY, WEIGHTS_KEY = "DISTILL.TEACHER.CONFIG_FILE", "DISTILL.TEACHER.WEIGHTS"
+
+
+def _is_zoo_name(name: str) -> bool:
+    try:
+        model_zoo.get_config_file(name)
+    except RuntimeError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class TeacherSpec:
+    """Where a teacher comes from: the keys of `DISTILL.TEACHER`."""
+
+    config_file: str
+    weights: str = ""
+    opts: Sequence[Any] = ()
+    allow_partial_weights: bool = False
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> "TeacherSpec":
+        node = cfg.DISTILL.TEACHER
+        return cls(node.CONFIG_FILE, node.WEIGHTS, tuple(node.OPTS), node.ALLOW_PARTIAL_WEIGHTS)
+
+    def config(self) -> CfgNode:
+        """The teacher's own config, in stock keys; nothing of the student's is in it.
+
+        Raises:
+            ConfigError: no such file and no such model-zoo name, or the file is no config.
+        """
+        remedy = (
+            "Give the path of a config file, or a model-zoo name such as "
+            "COCO-Detection/retinanet_R_50_FPN_3x.yaml."
+        )
+        path = self.config_file
+        if not path:
+            raise ConfigError(CONFIG_KEY, path, "no teacher is given", remedy)
+        if not os.path.isfile(path):
+            if not path.endswith(".yaml") or not _is_zoo_name(path):
+                problem = "neither a file nor the name of a model-zoo .yaml config"
+                raise ConfigError(CONFIG_KEY, path, problem, remedy)
+            path = model_zoo.get_config_file(path)
+        return student_config(load_config(path, self.opts, key=CONFIG_KEY))
+
+    def weights_path(self) -> str:
+        """Path or URL of the weights.
+
+        Raises:
+            ConfigError: none given beside a config that is no model-zoo name, or none in the zoo.
+        """
+        if not self.weights and os.path.isfile(self.config_file):
+            final = os.path.join(os.path.dirname(self.config_file), "model_final.pth")
+            hint = f", for example {final}" if os.path.isfile(final) else ""
+            raise ConfigError(
+                WEIGHTS_KEY,
+                self.weights,
+                f"the teacher's config {self.config_file} is a file, which names no trained weights",
+                f"Give the path or URL of its weights{hint}.",
+            )
+        name = self.weights or self.config_file
+        if os.path.exists(name) or not name.endswith(".yaml"):
+            return name
+        try:
+            return model_zoo.get_checkpoint_url(name)
+        except RuntimeError as error:
+            remedy = "Give the path or URL of the weights."
+            raise ConfigError(WEIGHTS_KEY, self.weights, str(error), remedy) from error
+
+    def load(self, device: torch.device) -> "Teacher":
+        """Build the teacher and load all its weights, without touching the global random streams.
+
+        Raises:
+            ConfigError: as above; or the weights are not this architecture's.
+        """
+        cfg = self.config()
+        weights = self.weights_path()
+        cfg.MODEL.DEVICE = str(device)
+        with isolated_rng():
+            model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg).to(device)
+        checkpointer = ReportingCheckpointer(model, key=WEIGHTS_KEY, role="teacher")
+        checkpointer.load(weights, checkpointables=[])
+        report = checkpointer.report
+        if report is None or (report.missing and not self.allow_partial_weights):
+            raise ConfigError(
+                WEIGHTS_KEY,
+                weights,
+                f"does not hold all weights of the teacher in {self.config_file}: {report}",
+                "Give the weights of that config, or set DISTILL.TEACHER.ALLOW_PARTIAL_WEIGHTS True.",
+            )
+        return Teacher(model, cfg.INPUT.FORMAT)
+
+
+class Teacher:
+    """A frozen detector in eval mode that hands out features.
+
+    Deliberately not an `nn.Module`: an attribute of a module that is none stays out of `parameters()`,
+    `state_dict()`, `train()`, DDP and checkpoints. A copy of the distiller starts without a teacher.
+
+    Args:
+        model: a Detectron2 detector with `backbone` and `preprocess_image`.
+        input_format: channel order that it expects, `INPUT.FORMAT` of its config.
+    """
+
+    def __init__(self, model: nn.Module, input_format: str) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.input_format = input_format
+
+    def __deepcopy__(self, memo: Mapping[int, Any]) -> None:
+        return None
+
+    def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Follow the student's `.to()`, `.cuda()`, `.half()` ..."""
+        self.model._apply(fn)
+
+    @torch.no_grad()
+    def features(
+        self, images: Sequence[Tensor], image_format: str, names: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Features at the taps; what lies behind the last of them is not run.
+
+        Args:
+            images: (C, H, W) each, as the student gets them.
+            image_format: their channel order.
+            names: of the taps.
+
+        Returns:
+            name -> (N, Ct, H, W), at the teacher's own normalisation and padding.
+        """
+        if image_format != self.input_format:
+            images = [image.flip(0) for image in images]
+        pixels = self.model.preprocess_image([{"image": image} for image in images]).tensor
+        with capture(self.model.backbone, names, stop=True) as features:
+            self.model.backbone(pixels)
+        return features

@@ -1,0 +1,127 @@
+"""Detectron2's default trainer, for a distilled detector on any device."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import Any, Optional
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase
+from detectron2.engine.defaults import create_ddp_model
+from detectron2.evaluation import COCOEvaluator
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.utils import comm
+from torch import nn
+
+from .detector import DistilledDetector
+from .errors import ConfigError
+from .rematch import RematchHook
+from .weights import ReportingCheckpointer
+
+OPTIMIZERS = ("SGD", "AdamW")
+
+
+class Trainer(DefaultTrainer):
+    """Trains a config with `mgd_det`'s keys: DefaultTrainer's loop, hooks and files.
+
+    It differs from stock where stock Detectron2 0.6 cannot run on CPU ranks or forgets the optimiser's
+    state on resume, reports what was loaded, and adds :class:`RematchHook`.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        TrainerBase.__init__(self)
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        # The same order as in DefaultTrainer: each of these draws from the global random streams.
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        on_cpu = {"device_ids": None} if torch.device(cfg.MODEL.DEVICE).type == "cpu" else {}
+        model = create_ddp_model(model, broadcast_buffers=False, **on_cpu)
+        step = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = step(model, data_loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = ReportingCheckpointer(
+            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    def build_hooks(self) -> list[Any]:
+        """DefaultTrainer's, behind the one that solves the matching."""
+        hooks = super().build_hooks()
+        if is_distiller(self.cfg):
+            hooks.insert(0, RematchHook(self.cfg))
+        return hooks
+
+    def state_dict(self) -> dict[str, Any]:
+        """Iteration, hooks and, which Detectron2 0.6 leaves out, the optimiser (and loss scale)."""
+        return {**TrainerBase.state_dict(self), "_trainer": self._trainer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        TrainerBase.load_state_dict(self, state)
+        if "_trainer" in state:
+            self._trainer.load_state_dict(state["_trainer"])
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """`SOLVER.OPTIMIZER`: stock SGD, or AdamW over stock parameter groups."""
+        if cfg.SOLVER.OPTIMIZER == "SGD":
+            return super().build_optimizer(cfg, model)
+        params = get_default_optimizer_params(
+            model,
+            base_lr=cfg.SOLVER.BASE_LR,
+            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+        )
+        adamw = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
+        return adamw(params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: Optional[str] = None
+    ) -> COCOEvaluator:
+        """COCO box AP (and mask AP where the model predicts masks)."""
+        folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+        return COCOEvaluator(dataset_name, output_dir=folder)
+
+
+def is_distiller(cfg: CfgNode) -> bool:
+    """Whether a run of this config distils, rather than train the student alone."""
+    return (
+        cfg.MODEL.META_ARCHITECTURE == DistilledDetector.__name__
+        and cfg.DISTILL.ENABLED
+        and len(cfg.DISTILL.METHODS) > 0
+    )
+
+
+def check_solver(cfg: CfgNode) -> None:
+    """Check the solver's settings that training would trip over late.
+
+    Raises:
+        ConfigError: an unknown optimiser, mixed precision without CUDA, a batch that does not divide.
+    """
+    if cfg.SOLVER.OPTIMIZER not in OPTIMIZERS:
+        raise ConfigError(
+            "SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, "unknown", f"Choose one of {OPTIMIZERS}."
+        )
+    if cfg.SOLVER.AMP.ENABLED and not torch.device(cfg.MODEL.DEVICE).type.startswith("cuda"):
+        raise ConfigError(
+            "SOLVER.AMP.ENABLED",
+            True,
+            f"mixed precision needs CUDA, and MODEL.DEVICE is {cfg.MODEL.DEVICE}",
+            "Set SOLVER.AMP.ENABLED False.",
+        )
+    if cfg.SOLVER.IMS_PER_BATCH % comm.get_world_size():
+        raise ConfigError(
+            "SOLVER.IMS_PER_BATCH",
+            cfg.SOLVER.IMS_PER_BATCH,
+            f"does not divide among {comm.get_world_size()} processes",
+            "Give a multiple of the number of processes.",
+        )
+
+

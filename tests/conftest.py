@@ -1,0 +1,120 @@
+"""Fixtures: a small real COCO-format data set, and small real Detectron2 networks."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mgd_det.config import load_config
+from mgd_det.rng import isolated_rng
+from mgd_det.trainer import Trainer
+
+ROOT = Path(__file__).resolve().parent.parent
+CLASSES = 6
+
+
+def load_tool(name: str):
+    """Import a script of tools/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def demo_data(tmp_path_factory) -> Path:
+    """A demonstration set of a few images, made by the tool that makes the real one."""
+    out = tmp_path_factory.mktemp("data") / "demo"
+    counts = ["--train", "16", "--val", "6", "--test", "6"]
+    load_tool("make_demo_data").main(["--out", str(out), "--size", "96", "96", *counts])
+    return out
+
+
+def small_config(data: Path, output: Path, *opts):
+    """A RetinaNet R-18 student on the demonstration set: narrow, trained from scratch on 64 px."""
+    cfg = load_config(str(ROOT / "configs/demo/student.yaml"), device="cpu")
+    register = [
+        [f"{split}_{abs(hash(data))}", f"{data}/annotations/{split}.json", f"{data}/{split}"]
+        for split in ("train", "val")
+    ]
+    cfg.DATASETS.REGISTER = register
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (register[0][0],), (register[1][0],)
+    cfg.merge_from_list(SMALL)
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.CHECKPOINT_PERIOD = 4, (), 2
+    cfg.OUTPUT_DIR = str(output)
+    cfg.merge_from_list(list(opts))
+    return cfg
+
+
+SMALL = [
+    *("MODEL.FPN.OUT_CHANNELS", 16, "MODEL.RETINANET.NUM_CONVS", 1),
+    *("INPUT.MIN_SIZE_TRAIN", (64,), "INPUT.MIN_SIZE_TEST", 64),
+    *("SOLVER.IMS_PER_BATCH", 2, "SOLVER.WARMUP_ITERS", 0),
+    *("DATALOADER.NUM_WORKERS", 0, "DATALOADER.ASPECT_RATIO_GROUPING", False),
+    *("DISTILL.MGD.UPDATE.NUM_IMAGES", 4, "DISTILL.MGD.UPDATE.PERIOD", 3),
+    *("TEST.DETECTIONS_PER_IMAGE", 5),
+]
+
+
+@pytest.fixture
+def student_cfg(demo_data, tmp_path):
+    """A config that trains the student alone."""
+    return small_config(demo_data, tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def teacher_run(demo_data, tmp_path_factory) -> Path:
+    """What an earlier run leaves: config.yaml and model_final.pth of a narrow R-50, untrained."""
+    folder = tmp_path_factory.mktemp("teacher")
+    cfg = small_config(demo_data, folder, "MODEL.RESNETS.DEPTH", 50)
+    cfg.MODEL.RESNETS.WIDTH_PER_GROUP, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 16, 128
+    (folder / "config.yaml").write_text(cfg.dump())
+    with isolated_rng():
+        torch.manual_seed(7)
+        model = Trainer.build_model(cfg)
+        for module in model.modules():  # as after training: batch norms that are no identities
+            if isinstance(module, torch.nn.BatchNorm2d) and module.affine:
+                module.weight.data.uniform_(0.5, 1.5)
+                module.bias.data.uniform_(-0.5, 0.5)
+    torch.save({"model": model.state_dict()}, folder / "model_final.pth")
+    return folder
+
+
+@pytest.fixture
+def mgd_cfg(student_cfg, teacher_run):
+    """A config that distils the student with MGD."""
+    student_cfg.DISTILL.ENABLED = True
+    student_cfg.DISTILL.TEACHER.CONFIG_FILE = str(teacher_run / "config.yaml")
+    student_cfg.DISTILL.TEACHER.WEIGHTS = str(teacher_run / "model_final.pth")
+    return student_cfg
+
+
+@pytest.fixture
+def images() -> list[dict]:
+    """Two images of different sizes, without instances."""
+    generator = torch.Generator().manual_seed(3)
+    sizes = [(3, 64, 96), (3, 96, 64)]
+    return [
+        {"image": torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)}
+        for size in sizes
+    ]
+
+
+def run_tool(*command, cwd=None, check=True, env=()) -> subprocess.CompletedProcess:
+    """Run a Python command of the repository in a process of its own."""
+    result = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE", **dict(env)},
+        capture_output=True,
+        text=True,
+    )
+    if check and result.returncode:
+        raise AssertionError(f"exit code {result.returncode}\n{result.stdout}\n{result.stderr}")
+    return result

@@ -1,0 +1,35 @@
+#!/usr/bin/env python
+"""Train, distil and evaluate detectors."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+
+from mgd_det.errors import ConfigError
+from mgd_det.launch import launch, stop_with
+from mgd_det.run import argument_parser, main
+
+EXAMPLES = """
+examples:
+  distil a RetinaNet R-18 on COCO on eight GPUs
+    tools/train_net.py --config-file configs/retinanet_r18_mgd.yaml --num-gpus 8
+  continue that run after an interruption
+    tools/train_net.py --config-file configs/retinanet_r18_mgd.yaml --num-gpus 8 --resume
+  evaluate its student
+    tools/train_net.py --config-file configs/retinanet_r18_mgd.yaml --eval-only \\
+        MODEL.WEIGHTS output/retinanet_r18_mgd/model_final.pth
+  evaluate the teacher on the same data
+    tools/train_net.py --config-file configs/retinanet_r18_mgd.yaml --eval-teacher
+  one process per rank on CPUs
+    torchrun --nproc_per_node 2 tools/train_net.py --config-file CONFIG --num-gpus 0
+"""
+
+if __name__ == "__main__":
+    args = argument_parser(EXAMPLES).parse_args()
+    try:
+        launch(main, args)
+    except ConfigError as error:
+        stop_with(error)
