@@ -20,7 +20,17 @@ _HOMES = {
 }
 _MODULES = ("losses", "margins", "matching", "reducers")
 
-__all__ = [*_HOMES, *_MODULES, "__version__"]
+__all__ = [
+    "DistilledDetector",
+    "RematchHook",
+    "Trainer",
+    "add_mgd_config",
+    "losses",
+    "margins",
+    "matching",
+    "reducers",
+    "register_datasets",
+]
 
 
 def __getattr__(name: str) -> Any:

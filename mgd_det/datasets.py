@@ -126,6 +126,8 @@ def _check_class_count(cfg: CfgNode, name: str, num_classes: int) -> None:
         node = node[part]
     if num_classes > node:
         raise ConfigError(
-            key, node, f"the data set {name!r} has {num_classes} classes", f"Set {key} {num_classes}."
+            key,
+            node,
+            f"the data set {name!r} has {num_classes} classes",
+            f"Set {key} {num_classes}.",
         )
-

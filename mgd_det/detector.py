@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Callable, Iterable, Mapping, Optional, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Callable
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -46,15 +47,15 @@ class DistilledDetector(nn.Module):
         *,
         student: nn.Module,
         methods: Mapping[str, Method],
-        teacher: Optional[TeacherSpec],
+        teacher: TeacherSpec,
         input_format: str,
     ) -> None:
         super().__init__()
-        self.student = student
-        self.methods = nn.ModuleDict(methods)
+        self.student: Any = student
+        self.methods: Any = nn.ModuleDict(methods)  # a Mapping[str, Method]
         self.teacher_spec = teacher
         self.input_format = input_format
-        self.teacher: Optional[Teacher] = None
+        self.teacher: Any = None  # a Teacher, once `prepare` has loaded it
         # Of the student's taps, filled by `prepare`.
         self._strides: dict[str, int] = {}
 
@@ -65,7 +66,7 @@ class DistilledDetector(nn.Module):
         return {
             "student": student,
             "methods": methods,
-            "teacher": TeacherSpec.from_config(cfg) if methods else None,
+            "teacher": TeacherSpec.from_config(cfg),
             "input_format": cfg.INPUT.FORMAT,
         }
 
@@ -211,7 +212,7 @@ class DistilledDetector(nn.Module):
                 "Give the student the teacher's format.",
             )
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DistilledDetector":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DistilledDetector:
         if self.teacher is not None:
             self.teacher.apply(fn)
         return super()._apply(fn, recurse)
@@ -234,9 +235,7 @@ class DistilledDetector(nn.Module):
             return getattr(self.student, name)
 
 
-def unpadded_mask(
-    images: Sequence[Tensor], stride: int, height: int, width: int
-) -> Optional[Tensor]:
+def unpadded_mask(images: Sequence[Tensor], stride: int, height: int, width: int) -> Tensor | None:
     """(N, 1, height, width), True at positions (y, x) with y * stride and x * stride inside the image.
 
     None where that holds throughout, so that the common case costs nothing.

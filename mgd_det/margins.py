@@ -34,8 +34,8 @@ def batch_norm_margin(weight: Tensor, bias: Tensor) -> Tensor:
     density = torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
     negative = 0.5 * torch.erfc(z / math.sqrt(2))
     expectation = mean - sigma * density / negative.clamp_min(MIN_NEGATIVE_PROBABILITY)
+    # With sigma 0 the first is the (negative) mean, the second 0: min(mean, 0), as it should be.
     margin = torch.where(negative > MIN_NEGATIVE_PROBABILITY, expectation, -3 * sigma)
-    margin = torch.where(sigma == 0, mean.clamp_max(0), margin)
     return margin.to(torch.promote_types(weight.dtype, torch.float32))
 
 

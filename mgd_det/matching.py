@@ -20,7 +20,8 @@ def _unit_channels(features: Tensor, mask: Tensor | None) -> Tensor:
     # Half precision cannot hold the sum of squares of a large map; float64 stays as it is.
     flat = features.detach().to(torch.promote_types(features.dtype, torch.float32)).flatten(2)
     if mask is not None:
-        flat = flat * mask.flatten(-2).reshape(len(flat), 1, -1)
+        # Filled rather than multiplied: padding may hold anything, infinity too.
+        flat = flat.masked_fill(~mask.reshape(len(flat), 1, -1), 0)
     return torch.nn.functional.normalize(flat, dim=2)
 
 
@@ -56,7 +57,7 @@ def channel_cost(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -
     errors as :func:`channel_similarity`.
 
     Returns:
-        (Cs, Ct) in [0, 4], float32 or wider; 0 for parallel channels, 2 for orthogonal ones.
+        (Cs, Ct) in [0, 4] up to rounding, float32 or wider; 0 for parallel channels, 2 for orthogonal ones.
     """
     return 2 - 2 * channel_similarity(student, teacher, mask) / len(student)
 
@@ -74,7 +75,7 @@ def _solve(matrix: np.ndarray, group_size: int) -> Tensor:
     """The cheapest assignment of `group_size` different teacher channels to every student channel."""
     cs, ct = matrix.shape
     sharers = -(-cs // ct)  # students that may share one teacher channel: 1 unless Cs > Ct
-    rows, columns = linear_sum_assignment(np.tile(matrix, (group_size, sharers)))
+    _rows, columns = linear_sum_assignment(np.tile(matrix, (group_size, sharers)))
     # scipy returns rows in order: row r is copy r // Cs of student channel r % Cs.
     groups = (columns % ct).reshape(group_size, cs).T
     return torch.from_numpy(np.sort(groups, axis=1).astype(np.int64))

@@ -14,13 +14,18 @@ from torch import Tensor, nn
 MAX_GROUPS = 32  # of the reference's GroupNorm
 
 
-def _masked_moments(x: Tensor, mask: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of `x` over `dims` at the positions where `mask` is True."""
+def _fill_padding(x: Tensor, mask: Tensor) -> Tensor:
+    """Zero at the padding, whatever it holds (infinity times 0 would be NaN); float32 or wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)).masked_fill(~mask, 0)
+
+
+def _standardised(x: Tensor, mask: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
+    """`x`, zero where `mask` is False, at mean 0 and variance 1 over `dims` elsewhere."""
     mask = mask.expand_as(x)
     count = mask.sum(dims, keepdim=True).clamp_min(1)
-    mean = torch.where(mask, x, 0.0).sum(dims, keepdim=True) / count
-    variance = torch.where(mask, x - mean, 0.0).square().sum(dims, keepdim=True) / count
-    return mean, variance
+    mean = x.sum(dims, keepdim=True) / count
+    variance = (x - mean).masked_fill(~mask, 0).square().sum(dims, keepdim=True) / count
+    return (x - mean) * torch.rsqrt(variance + eps)
 
 
 class MaskedGroupNorm(nn.GroupNorm):
@@ -30,9 +35,8 @@ class MaskedGroupNorm(nn.GroupNorm):
         if mask is None:
             return super().forward(x)
         n, c, h, w = x.shape
-        grouped = x.float().view(n, self.num_groups, c // self.num_groups, h, w)
-        mean, variance = _masked_moments(grouped, mask[:, None], (2, 3, 4))
-        unit = ((grouped - mean) * torch.rsqrt(variance + self.eps)).view(n, c, h, w)
+        grouped = _fill_padding(x, mask).reshape(n, self.num_groups, -1, h, w)
+        unit = _standardised(grouped, mask[:, None], (2, 3, 4), self.eps).reshape(n, c, h, w)
         return unit * self.weight[:, None, None] + self.bias[:, None, None]
 
 
@@ -45,9 +49,7 @@ class MaskedBatchNorm(nn.BatchNorm2d):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         if mask is None:
             return super().forward(x)
-        x = x.float()
-        mean, variance = _masked_moments(x, mask, (0, 2, 3))
-        unit = (x - mean) * torch.rsqrt(variance + self.eps)
+        unit = _standardised(_fill_padding(x, mask), mask, (0, 2, 3), self.eps)
         return unit * self.weight[:, None, None] + self.bias[:, None, None]
 
 

@@ -7,7 +7,7 @@ AMP here is absolute max pooling, not mixed precision.
 
 from __future__ import annotations
 
-from typing import Callable, NamedTuple, Optional
+from typing import Callable, NamedTuple
 
 import torch
 from torch import Tensor
@@ -80,9 +80,7 @@ def matched_margin(margin: Tensor, groups: Tensor) -> Tensor:
     return margin[groups[:, 0]]
 
 
-def random_margin(
-    margin: Tensor, groups: Tensor, generator: torch.Generator | None = None
-) -> Tensor:
+def random_margin(margin: Tensor, groups: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """(Ct,) margins -> (Cs,): that of a member picked at random."""
     sizes = (groups >= 0).sum(1)
     draw = torch.rand(len(groups), generator=generator, device=groups.device)
@@ -107,6 +105,6 @@ REDUCERS = {
 ALIASES = {"amp": "absolute_max", "sm": "sparse", "rd": "random_drop", "sp": "simple_max"}
 
 
-def find_reducer(name: str) -> Optional[Reducer]:
+def find_reducer(name: str) -> Reducer | None:
     """The reducer of that name or alias, None where there is none."""
     return REDUCERS.get(ALIASES.get(name, name))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any, Callable, Iterable
+from collections.abc import Iterable
+from typing import Any, Callable
 
 import torch
 import torch.distributed as dist
@@ -65,6 +66,13 @@ class MatchingImages:
         # Neighbours of one shape leave little padding to compute.
         drawn.sort(key=lambda image: image.get("width", 1) / image.get("height", 1))
         world_size = comm.get_world_size()
+        if len(drawn) < world_size:
+            raise ConfigError(
+                "DISTILL.MGD.UPDATE.NUM_IMAGES",
+                self.cfg.DISTILL.MGD.UPDATE.NUM_IMAGES,
+                f"{len(drawn)} images do not go round {world_size} processes",
+                "Give at least one image for each process, and a training set that has them.",
+            )
         share = drawn[comm.get_rank() :: world_size]
         dataset = MapDataset(DatasetFromList(share, copy=False), DatasetMapper(self.cfg, False))
         return DataLoader(

@@ -14,6 +14,7 @@ from detectron2.evaluation import verify_results
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
+from torch import nn
 
 from .config import load_config, student_config
 from .datasets import check_datasets, register_datasets
@@ -24,6 +25,7 @@ from .rng import isolated_rng
 from .teacher import TeacherSpec
 from .trainer import Trainer, check_solver, is_distiller
 from .weights import ReportingCheckpointer
+
 
 def argument_parser(epilog: str) -> argparse.ArgumentParser:
     """Detectron2's arguments, and `--eval-teacher`."""
@@ -46,12 +48,10 @@ def main(args: Any) -> None:
 def _main(args: Any) -> None:
     device = "" if args.num_gpus else "cpu"
     cfg = load_config(args.config_file, args.opts, device=device)
-    training = not (args.eval_only or args.eval_teacher)
     register_datasets(cfg)
-    check_datasets(cfg, training=training)
+    check_datasets(cfg, training=not (args.eval_only or args.eval_teacher))
     check_solver(cfg)
-    if training:
-        check_models(cfg, resume=args.resume)
+    check_models(cfg, args)
     cfg.freeze()
     default_setup(cfg, args)
     if args.eval_teacher:
@@ -65,25 +65,30 @@ def _main(args: Any) -> None:
         trainer.train()
 
 
-def check_models(cfg: CfgNode, *, resume: bool) -> None:
-    """Build and load both networks once on the CPU, and throw them away, before anything is written.
+def check_models(cfg: CfgNode, args: Any) -> None:
+    """Build and load once, on the CPU, what the run will need, and throw it away: before anything is
+    written or long work begins.
 
     Raises:
-        ConfigError: whatever about them would stop the run.
+        ConfigError: whatever about the networks would stop the run.
     """
     cfg = cfg.clone()
     cfg.MODEL.DEVICE = "cpu"
-    if is_distiller(cfg):
-        RematchHook(cfg)
     logging.disable(logging.WARNING)  # the real loading, once log.txt is there, says it again
     try:
         with isolated_rng():
-            model = build_model(cfg)
-            checkpointer = ReportingCheckpointer(model, cfg.OUTPUT_DIR)
-            if not (resume and checkpointer.has_checkpoint()):
-                checkpointer.load(cfg.MODEL.WEIGHTS)
-            if is_distiller(cfg):
-                model.prepare()
+            if args.eval_teacher:
+                TeacherSpec.from_config(cfg).load(torch.device("cpu"))
+            elif args.eval_only:
+                load_student(cfg, resume=args.resume)
+            else:
+                model = build_model(cfg)
+                ReportingCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(
+                    cfg.MODEL.WEIGHTS, resume=args.resume
+                )
+                if is_distiller(cfg):
+                    RematchHook(cfg)
+                    model.prepare()
     finally:
         logging.disable(logging.NOTSET)
 
@@ -96,8 +101,8 @@ def save_student_config(cfg: CfgNode) -> None:
             f.write(student_config(cfg).dump())
 
 
-def evaluate_student(cfg: CfgNode, *, resume: bool) -> dict[str, Any]:
-    """Evaluate MODEL.WEIGHTS, or with `resume` the last checkpoint, on DATASETS.TEST.
+def load_student(cfg: CfgNode, *, resume: bool) -> nn.Module:
+    """The model with MODEL.WEIGHTS, or with `resume` those of the last checkpoint.
 
     Raises:
         ConfigError: the file does not hold all of the student's weights.
@@ -113,18 +118,21 @@ def evaluate_student(cfg: CfgNode, *, resume: bool) -> dict[str, Any]:
             f"does not hold a trained student: {report or 'no file'}",
             "Give a checkpoint such as OUTPUT_DIR/model_final.pth, or --resume for the run's last.",
         )
-    results = Trainer.test(cfg, model)
+    return model
+
+
+def evaluate_student(cfg: CfgNode, *, resume: bool) -> None:
+    """Evaluate MODEL.WEIGHTS, or with `resume` the last checkpoint, on DATASETS.TEST."""
+    results = Trainer.test(cfg, load_student(cfg, resume=resume))
     if comm.is_main_process():
         verify_results(cfg, results)
-    return results
 
 
-def evaluate_teacher(cfg: CfgNode) -> dict[str, Any]:
+def evaluate_teacher(cfg: CfgNode) -> None:
     """Evaluate the teacher alone, with its own input settings, on the student's DATASETS.TEST."""
     spec = TeacherSpec.from_config(cfg)
     teacher_cfg = spec.config()
     teacher_cfg.DATASETS = cfg.DATASETS.clone()
     teacher_cfg.DATALOADER = cfg.DATALOADER.clone()
     teacher_cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "teacher")
-    teacher = spec.load(torch.device(cfg.MODEL.DEVICE))
-    return Trainer.test(teacher_cfg, teacher.model)
+    Trainer.test(teacher_cfg, spec.load(torch.device(cfg.MODEL.DEVICE)).model)

@@ -31,6 +31,7 @@ class MatchingStatistics:
         self.negative_sum = zeros(num_teacher)
         self.negative_count = zeros(num_teacher)
 
+    @torch.no_grad()
     def add(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> None:
         """Add a batch: (N, Cs, H, W), (N, Ct, H, W), mask (N, 1, H, W) or None."""
         self.similarity += channel_similarity(student, teacher, mask)

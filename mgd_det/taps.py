@@ -6,8 +6,9 @@ Names of taps: `res2` .. `res5` are the residual sums of a ResNet stage's last b
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Callable, Iterator, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, Callable
 
 import torch
 from detectron2.layers import FrozenBatchNorm2d
@@ -32,10 +33,10 @@ class ResidualSum:
     convolution, so the sum is formed here as a tensor of its own, inside the autograd graph.
     """
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: Any) -> None:
         self.block = block
         self.last_conv = getattr(block, "conv3", None) or block.conv2
-        self.norm: Optional[nn.Module] = getattr(self.last_conv, "norm", None)
+        self.norm: nn.Module | None = getattr(self.last_conv, "norm", None)
 
     def attach(self, emit: Emit) -> list[Any]:
         parts: list[Tensor] = []
@@ -66,7 +67,7 @@ class BackboneOutput:
 
     norm = None
 
-    def __init__(self, backbone: nn.Module, name: str) -> None:
+    def __init__(self, backbone: Any, name: str) -> None:
         self.backbone, self.name = backbone, name
 
     def attach(self, emit: Emit) -> list[Any]:
@@ -80,7 +81,7 @@ class UnknownTap(LookupError):
     """The network has no tap of that name; the message lists those it has."""
 
 
-def find_tap(backbone: nn.Module, name: str) -> ResidualSum | BackboneOutput:
+def find_tap(backbone: Any, name: str) -> ResidualSum | BackboneOutput:
     """Locate a tap in a backbone, with or without an FPN around it.
 
     Raises:
@@ -100,14 +101,17 @@ def find_tap(backbone: nn.Module, name: str) -> ResidualSum | BackboneOutput:
     raise UnknownTap(f"it has the taps {[*blocks, *outputs]}")
 
 
-def _is_residual(block: nn.Module) -> bool:
+def _is_residual(block: Any) -> bool:
     return hasattr(block, "conv2") and hasattr(block, "shortcut")
 
 
+def last_norms(backbone: Any) -> list[Any]:
+    """The norms that end the residual branches of a backbone."""
+    return [ResidualSum(block).norm for block in backbone.modules() if _is_residual(block)]
+
+
 @contextmanager
-def capture(
-    backbone: nn.Module, names: Sequence[str], *, stop: bool = False
-) -> Iterator[dict[str, Tensor]]:
+def capture(backbone: Any, names: Sequence[str], *, stop: bool = False) -> Iterator[dict[str, Tensor]]:
     """While active, a forward pass of `backbone` fills the yielded dict: name -> (N, C, H, W).
 
     Args:
@@ -149,7 +153,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def inspect_taps(detector: nn.Module, names: Sequence[str]) -> dict[str, TapInfo]:
+def inspect_taps(detector: Any, names: Sequence[str]) -> dict[str, TapInfo]:
     """Run the backbone once on zeros and report what each tap gives.
 
     Raises:
@@ -173,7 +177,7 @@ def inspect_taps(detector: nn.Module, names: Sequence[str]) -> dict[str, TapInfo
     }
 
 
-def _moments(norm: Optional[nn.Module]) -> Optional[tuple[Tensor, Tensor]]:
+def _moments(norm: nn.Module | None) -> tuple[Tensor, Tensor] | None:
     """Affine parameters of a batch norm, where they are the mean and deviation of its output."""
     if not isinstance(norm, (FrozenBatchNorm2d, _BatchNorm)) or norm.weight is None:
         return None

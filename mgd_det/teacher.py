@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any, Callable
 
 import torch
 from detectron2 import model_zoo
@@ -42,7 +43,7 @@ class TeacherSpec:
     allow_partial_weights: bool = False
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> "TeacherSpec":
+    def from_config(cls, cfg: CfgNode) -> TeacherSpec:
         node = cfg.DISTILL.TEACHER
         return cls(node.CONFIG_FILE, node.WEIGHTS, tuple(node.OPTS), node.ALLOW_PARTIAL_WEIGHTS)
 
@@ -90,7 +91,7 @@ class TeacherSpec:
             remedy = "Give the path or URL of the weights."
             raise ConfigError(WEIGHTS_KEY, self.weights, str(error), remedy) from error
 
-    def load(self, device: torch.device) -> "Teacher":
+    def load(self, device: torch.device) -> Teacher:
         """Build the teacher and load all its weights, without touching the global random streams.
 
         Raises:
@@ -126,7 +127,7 @@ class Teacher:
     """
 
     def __init__(self, model: nn.Module, input_format: str) -> None:
-        self.model = model.eval().requires_grad_(False)
+        self.model: Any = model.eval().requires_grad_(False)
         self.input_format = input_format
 
     def __deepcopy__(self, memo: Mapping[int, Any]) -> None:

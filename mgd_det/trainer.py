@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -18,6 +18,7 @@ from torch import nn
 from .detector import DistilledDetector
 from .errors import ConfigError
 from .rematch import RematchHook
+from .taps import last_norms
 from .weights import ReportingCheckpointer
 
 OPTIMIZERS = ("SGD", "AdamW")
@@ -42,9 +43,7 @@ class Trainer(DefaultTrainer):
         step = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = step(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = ReportingCheckpointer(
-            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
-        )
+        self.checkpointer = ReportingCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -67,6 +66,15 @@ class Trainer(DefaultTrainer):
             self._trainer.load_state_dict(state["_trainer"])
 
     @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """As stock, and `MODEL.RESNETS.ZERO_INIT_RESIDUAL`."""
+        model = super().build_model(cfg)
+        if cfg.MODEL.RESNETS.ZERO_INIT_RESIDUAL:
+            for norm in last_norms(model.backbone):
+                nn.init.zeros_(norm.weight)
+        return model
+
+    @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         """`SOLVER.OPTIMIZER`: stock SGD, or AdamW over stock parameter groups."""
         if cfg.SOLVER.OPTIMIZER == "SGD":
@@ -83,7 +91,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(
-        cls, cfg: CfgNode, dataset_name: str, output_folder: Optional[str] = None
+        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
     ) -> COCOEvaluator:
         """COCO box AP (and mask AP where the model predicts masks)."""
         folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
@@ -93,7 +101,7 @@ class Trainer(DefaultTrainer):
 def is_distiller(cfg: CfgNode) -> bool:
     """Whether a run of this config distils, rather than train the student alone."""
     return (
-        cfg.MODEL.META_ARCHITECTURE == DistilledDetector.__name__
+        DistilledDetector.__name__ == cfg.MODEL.META_ARCHITECTURE
         and cfg.DISTILL.ENABLED
         and len(cfg.DISTILL.METHODS) > 0
     )
@@ -106,9 +114,7 @@ def check_solver(cfg: CfgNode) -> None:
         ConfigError: an unknown optimiser, mixed precision without CUDA, a batch that does not divide.
     """
     if cfg.SOLVER.OPTIMIZER not in OPTIMIZERS:
-        raise ConfigError(
-            "SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, "unknown", f"Choose one of {OPTIMIZERS}."
-        )
+        raise ConfigError("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, "unknown", f"Choose one of {OPTIMIZERS}.")
     if cfg.SOLVER.AMP.ENABLED and not torch.device(cfg.MODEL.DEVICE).type.startswith("cuda"):
         raise ConfigError(
             "SOLVER.AMP.ENABLED",
@@ -123,5 +129,3 @@ def check_solver(cfg: CfgNode) -> None:
             f"does not divide among {comm.get_world_size()} processes",
             "Give a multiple of the number of processes.",
         )
-
-

@@ -8,7 +8,8 @@ import os
 import pickle
 import re
 from collections import Counter
-from typing import Any, Mapping, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 import torchvision
@@ -24,7 +25,7 @@ logger = logging.getLogger("detectron2." + __name__)
 TORCHVISION_PREFIX = "torchvision://"
 
 # torchvision's ResNet names -> Detectron2's, in order.
-_RESNET_RENAMES = [
+_RESNET_RENAMES: list[tuple[str, Any]] = [
     (r"^(conv1|bn1)\.", r"stem.\1."),
     (r"^layer(\d)\.", lambda m: f"res{int(m[1]) + 1}."),
     (r"\.bn(\d)\.", r".conv\1.norm."),
@@ -201,15 +202,11 @@ class ReportingCheckpointer(DetectionCheckpointer):
         incompatible = super()._load_model(checkpoint)
         mismatched = [f"{k} {tuple(a)} vs {tuple(b)}" for k, a, b in incompatible.incorrect_shapes]
         missing = list(dict.fromkeys(incompatible.missing_keys))
-        self.report = LoadReport(
-            self._path,
-            len(self.model.state_dict()) - len(missing),
-            missing,
-            list(incompatible.unexpected_keys),
-            mismatched,
-        )
+        loaded = len(self.model.state_dict()) - len(missing)
+        unused = list(incompatible.unexpected_keys)
+        self.report = LoadReport(self._path, loaded, missing, unused, mismatched)
+        logger.log(logging.WARNING if missing else logging.INFO, "%s: %s", self.role, self.report)
         return incompatible
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
-        level = logging.WARNING if self.report.missing else logging.INFO
-        logger.log(level, "%s: %s", self.role, self.report)
+        """The report says it all."""

@@ -100,10 +100,7 @@ def images() -> list[dict]:
     """Two images of different sizes, without instances."""
     generator = torch.Generator().manual_seed(3)
     sizes = [(3, 64, 96), (3, 96, 64)]
-    return [
-        {"image": torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)}
-        for size in sizes
-    ]
+    return [{"image": torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)} for size in sizes]
 
 
 def run_tool(*command, cwd=None, check=True, env=()) -> subprocess.CompletedProcess:
@@ -116,5 +113,7 @@ def run_tool(*command, cwd=None, check=True, env=()) -> subprocess.CompletedProc
         text=True,
     )
     if check and result.returncode:
-        raise AssertionError(f"exit code {result.returncode}\n{result.stdout}\n{result.stderr}")
+        raise AssertionError(
+            f"exit code {result.returncode}\n{result.stdout[-2000:]}\n{result.stderr[-3000:]}"
+        )
     return result

@@ -98,7 +98,11 @@ def test_bad_files_and_overrides(tmp_path):
         (unknown, [], "DISTILL.MGD.REDUCERS"),
         (ROOT / "configs/retinanet_r18.yaml", ["DISTILL.MGDX", "1"], "DISTILL.MGDX"),
         (ROOT / "configs/retinanet_r18.yaml", ["DISTILL.ENABLED"], "overrides"),
-        (ROOT / "configs/retinanet_r18.yaml", ["SOLVER.MAX_ITER", "many"], "MAX_ITER|Type mismatch"),
+        (
+            ROOT / "configs/retinanet_r18.yaml",
+            ["SOLVER.MAX_ITER", "many"],
+            "MAX_ITER|Type mismatch",
+        ),
     ]:
         with pytest.raises(ConfigError, match=match):
             load_config(str(path), opts)

@@ -88,7 +88,14 @@ def test_missing_files_of_registered_and_built_in_sets(student_cfg, tmp_path):
             r"MODEL\.RETINANET\.NUM_CLASSES = 6.*has 7 classes.*NUM_CLASSES 7",
         ),
     ],
-    ids=["not JSON", "a list", "lacks entries", "no annotations", "crowds only", "a class too many"],
+    ids=[
+        "not JSON",
+        "a list",
+        "lacks entries",
+        "no annotations",
+        "crowds only",
+        "a class too many",
+    ],
 )
 def test_annotation_files_that_cannot_be_trained_on(student_cfg, tmp_path, change, match):
     changed(student_cfg, tmp_path, change)

@@ -31,7 +31,8 @@ BOX_TOLERANCE = 2.0
 
 def load_tool() -> Any:
     spec = importlib.util.spec_from_file_location("make_demo_data", TOOL)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up there
     spec.loader.exec_module(module)
@@ -101,13 +102,12 @@ def test_objects_of_one_kind(tmp_path: Path, objects: str) -> None:
     found = json.loads((out / "annotations" / "train.json").read_text())
     assert tuple(c["name"] for c in found["categories"]) == tool.CATEGORIES[objects]
     assert {c["supercategory"] for c in found["categories"]} == {objects[:-1]}
-    assert all(
-        128 <= image[side] <= 160 for image in found["images"] for side in ("width", "height")
-    )
+    assert all(128 <= image[side] <= 160 for image in found["images"] for side in ("width", "height"))
 
 
 def test_coco_fields(coco: COCO, split: str) -> None:
-    assert coco.dataset["info"] and coco.dataset["licenses"]
+    assert coco.dataset["info"]
+    assert coco.dataset["licenses"]
     assert sorted(coco.cats) == list(range(1, len(tool.SHAPES + tool.DIGITS) + 1))
     assert sorted(coco.imgs) == list(range(1, COUNTS[split] + 1))
     # pycocotools takes a match with annotation 0 for no match.
@@ -218,13 +218,13 @@ def test_the_same_set_is_left_alone(demo_set: Path, capsys: pytest.CaptureFixtur
     assert before == {path: path.stat().st_mtime_ns for path in demo_set.rglob("*")}
 
 
-def test_another_set_is_replaced_only_by_force(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_another_set_is_replaced_only_by_force(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = make(tmp_path / "set")
     before = files(out)
     message = failure(capsys, "--out", str(out), "--seed", "1")
-    assert str(out) in message and "--force" in message and "another --out" in message
+    assert str(out) in message
+    assert "--force" in message
+    assert "another --out" in message
     assert files(out) == before
 
     make(out, "--seed", "1", "--force")
@@ -241,7 +241,8 @@ def test_a_foreign_directory_is_never_touched(
     (out / name).write_text('{"flour": 500}')
     for options in ([], ["--force"]):
         message = failure(capsys, "--out", str(out), *options)
-        assert str(out) in message and "another --out" in message
+        assert str(out) in message
+        assert "another --out" in message
     assert files(out) == {name: b'{"flour": 500}'}
 
 

@@ -138,9 +138,10 @@ def test_losses_are_the_students_and_one_for_each_tap(detector, labelled, mgd_cf
 
 def test_rematch_solves_the_optimum_of_the_features_seen(detector, images):
     detector.rematch([images])
-    with torch.no_grad(), evaluating(detector.student):
-        with capture(detector.student.backbone, ["res4"]) as student:
-            detector.student.backbone(detector.student.preprocess_image(images).tensor)
+    backbone = detector.student.backbone
+    pixels = detector.student.preprocess_image(images).tensor
+    with torch.no_grad(), evaluating(detector.student), capture(backbone, ["res4"]) as student:
+        backbone(pixels)
     pixels = [x["image"] for x in images]
     teacher = detector.teacher.features(pixels, "RGB", ["res4"])
     mask = unpadded_mask(pixels, 16, *student["res4"].shape[2:])

@@ -90,9 +90,7 @@ class TestBatchNormMargin:
         st.floats(-(2.0**100), 2.0**100, width=32) | st.floats(-1, 1, width=32),
         st.floats(-(2.0**100), 2.0**100, width=32) | st.floats(-1, 1, width=32),
     )
-    def test_is_finite_and_neither_positive_nor_above_the_bias(
-        self, weight: float, bias: float
-    ) -> None:
+    def test_is_finite_and_neither_positive_nor_above_the_bias(self, weight: float, bias: float) -> None:
         margin = margin_of(weight, bias)
         assert math.isfinite(margin)
         assert margin <= min(bias, 0.0)
@@ -118,9 +116,7 @@ class TestBatchNormMargin:
             (torch.float64, torch.float64),
         ],
     )
-    def test_comes_in_float32_or_wider(
-        self, given_dtype: torch.dtype, expected: torch.dtype
-    ) -> None:
+    def test_comes_in_float32_or_wider(self, given_dtype: torch.dtype, expected: torch.dtype) -> None:
         ones = torch.ones(3, dtype=given_dtype)
         assert batch_norm_margin(ones, ones).dtype == expected
 

@@ -137,9 +137,7 @@ class TestChannelCost:
         torch.testing.assert_close(cost, torch.tensor([[2.0, 2.0], [2.0, 0.0]]), rtol=0, atol=0)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-    def test_of_half_precision_is_that_of_the_same_values_in_float32(
-        self, dtype: torch.dtype
-    ) -> None:
+    def test_of_half_precision_is_that_of_the_same_values_in_float32(self, dtype: torch.dtype) -> None:
         student, teacher = features(0, 2, 3, 4, 5).to(dtype), features(1, 2, 6, 4, 5).to(dtype)
         cost = matching.channel_cost(student, teacher)
         assert cost.dtype == torch.float32
@@ -186,9 +184,7 @@ class TestChannelCost:
     def test_does_not_depend_on_the_memory_layout(self) -> None:
         student, teacher = features(0, 2, 6, 4, 5), features(1, 2, 6, 5, 4)
         cost = matching.channel_cost(student[:, ::2], teacher.transpose(2, 3))
-        expected = matching.channel_cost(
-            student[:, ::2].contiguous(), teacher.transpose(2, 3).contiguous()
-        )
+        expected = matching.channel_cost(student[:, ::2].contiguous(), teacher.transpose(2, 3).contiguous())
         torch.testing.assert_close(cost, expected, rtol=0, atol=1e-6)
 
     def test_is_unaffected_by_an_enclosing_autocast(self) -> None:
@@ -298,9 +294,7 @@ class TestAssignGroups:
 
     @pytest.mark.parametrize("shape", SHAPES, ids=str)
     @pytest.mark.parametrize("seed", [0, 1, 2])
-    def test_is_as_cheap_as_the_best_of_all_assignments(
-        self, shape: tuple[int, int], seed: int
-    ) -> None:
+    def test_is_as_cheap_as_the_best_of_all_assignments(self, shape: tuple[int, int], seed: int) -> None:
         cs, ct = shape
         cost = np.random.default_rng(seed).integers(0, 33, shape) / 8  # exact sums
         groups = matching.assign_groups(torch.from_numpy(cost))
@@ -329,9 +323,7 @@ class TestAssignGroups:
 
     @PROPERTY
     @given(cost_matrices())
-    def test_lists_the_teachers_of_a_group_once_and_in_ascending_order(
-        self, cost: np.ndarray
-    ) -> None:
+    def test_lists_the_teachers_of_a_group_once_and_in_ascending_order(self, cost: np.ndarray) -> None:
         groups = matching.assign_groups(torch.from_numpy(cost))
         assert (groups.diff(dim=1) > 0).all()
 
@@ -345,9 +337,7 @@ class TestAssignGroups:
 
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
     @pytest.mark.parametrize("solve", [matching.assign_groups, matching.assign_one_to_one])
-    def test_refuses_a_cost_that_is_not_finite(
-        self, solve: Callable[[Tensor], Tensor], value: float
-    ) -> None:
+    def test_refuses_a_cost_that_is_not_finite(self, solve: Callable[[Tensor], Tensor], value: float) -> None:
         with pytest.raises(ValueError, match="cost contains NaN or infinity"):
             solve(torch.tensor([[1.0, 2.0], [value, 3.0]]))
 
@@ -383,9 +373,7 @@ class TestSpread:
 
     @PROPERTY
     @given(cost_matrices(), st.sampled_from([-6, 0]))
-    def test_uses_every_teacher_once_in_groups_of_nearly_one_size(
-        self, cost: np.ndarray, shift: int
-    ) -> None:
+    def test_uses_every_teacher_once_in_groups_of_nearly_one_size(self, cost: np.ndarray, shift: int) -> None:
         cs, ct = cost.shape
         groups = matching.assign_groups(torch.from_numpy(cost + shift), spread=True)
         if cs > ct:

@@ -82,9 +82,7 @@ class TestAbsoluteMax:
 
     @PROPERTY
     @given(teachers_and_groups())
-    def test_is_the_first_of_the_largest_magnitudes_anywhere(
-        self, case: tuple[Tensor, Tensor]
-    ) -> None:
+    def test_is_the_first_of_the_largest_magnitudes_anywhere(self, case: tuple[Tensor, Tensor]) -> None:
         target = reducers.absolute_max(*case)
         for position, values in members_at(*case):
             assert target[position].item() == max(values, key=abs)  # max returns the first
@@ -221,8 +219,9 @@ class TestMargins:
         assert margin.tolist() == [-3.0, -4.0]
 
     def test_of_simple_max_is_the_largest_of_the_group(self) -> None:
-        margin = reducers.max_margin(self.MARGIN, torch.tensor([[1, 2], [3, -1]]))
-        assert margin.tolist() == [-2.0, -4.0]
+        # An index of -1 would reach the -4, which is above the -6.
+        margin = reducers.max_margin(self.MARGIN, torch.tensor([[1, 2], [2, -1]]))
+        assert margin.tolist() == [-2.0, -6.0]
 
     def test_of_sparse_is_that_of_the_matched_channel(self) -> None:
         margin = reducers.matched_margin(self.MARGIN, torch.tensor([[2], [0]]))
@@ -230,9 +229,7 @@ class TestMargins:
 
     def test_of_random_drop_is_that_of_a_member_each_equally_often(self) -> None:
         groups, source = torch.tensor([[0, 1, 2], [3, 1, -1]]), generator(0)
-        draws = torch.stack(
-            [reducers.random_margin(self.MARGIN, groups, source) for _ in range(900)]
-        )
+        draws = torch.stack([reducers.random_margin(self.MARGIN, groups, source) for _ in range(900)])
         shares = [(draws == value).float().mean(0).tolist() for value in self.MARGIN.tolist()]
         # Five standard deviations of a share: 5 * sqrt(.25 / 900) = .083.
         expected = [[1 / 3, 0], [1 / 3, 1 / 2], [1 / 3, 0], [0, 1 / 2]]

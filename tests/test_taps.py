@@ -174,7 +174,8 @@ def test_batch_norm_parameters_are_reported_only_where_they_are_moments(student_
 
 
 def build_student(cfg):
-    from mgd_det.config import student_config
     from detectron2.modeling import build_model
+
+    from mgd_det.config import student_config
 
     return build_model(student_config(cfg))

@@ -113,8 +113,10 @@ def test_a_teacher_with_a_random_part_needs_the_key_that_allows_it(teacher_run, 
     with pytest.raises(ConfigError, match=r"head\.cls_subnet.*ALLOW_PARTIAL_WEIGHTS"):
         spec.load(CPU)
     allowed = spec_of(teacher_run, weights=spec.weights, allow_partial_weights=True).load(CPU)
-    assert torch.equal(allowed.model.state_dict()["backbone.fpn_lateral3.weight"],
-                       state["backbone.fpn_lateral3.weight"])
+    assert torch.equal(
+        allowed.model.state_dict()["backbone.fpn_lateral3.weight"],
+        state["backbone.fpn_lateral3.weight"],
+    )
 
 
 def test_format_is_taken_from_the_teachers_config(teacher_run):

@@ -78,7 +78,8 @@ def test_metrics_hold_every_loss_and_box_ap(finished):
 def test_the_log_tells_what_was_loaded_and_matched(finished):
     _, run, output = finished
     log = (run / "log.txt").read_text()
-    assert "teacher: " in log and "tensors loaded from" in log
+    assert "teacher: " in log
+    assert "tensors loaded from" in log
     assert "matching mgd/res4 before iteration 0, from 4 images: mean cost" in log
     assert "matching mgd/res4 before iteration 3" in log
     assert "eta:" in output
@@ -119,7 +120,9 @@ def test_resuming_continues_with_the_matching_and_the_optimiser(finished, tmp_pa
     assert "Starting training from iteration 2" in output
     assert "matching mgd" not in output
     before, after = checkpoint(run, "model_0000001.pth"), checkpoint(cfg.OUTPUT_DIR)
-    state = [x["trainer"]["hooks"]["RematchHook"]["mgd"]["_extra_state"] for x in (before, after)]
+    state = [
+        x["trainer"]["hooks"]["RematchHook"]["mgd"]["_extra_state"]["matchings"] for x in (before, after)
+    ]
     assert torch.equal(state[0]["res4"]["groups"], state[1]["res4"]["groups"])
     steps = [x["trainer"]["_trainer"]["optimizer"]["state"][0]["step"].item() for x in (before, after)]
     assert steps == [2, 3]
@@ -138,20 +141,18 @@ def test_a_finished_run_is_the_next_runs_teacher(finished, tmp_path):
 
 def test_two_ranks_train_and_solve_the_matching_of_one(finished, tmp_path):
     """torchrun on CPU: statistics are summed over the ranks, so both solve what one process solves."""
-    cfg, run, _ = finished
+    cfg, _run, _ = finished
     cfg = cfg.clone()
     cfg.OUTPUT_DIR = str(tmp_path / "run")
     cfg.SOLVER.MAX_ITER, cfg.DATASETS.TEST = 1, ()
     cfg.SOLVER.IMS_PER_BATCH = 4  # batch norm wants two images on each rank
     config = write(cfg, tmp_path / "run.yaml")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
-    run_tool(
-        *launcher, TRAIN_NET, "--config-file", config, "--num-gpus", 0, env={"OMP_NUM_THREADS": "1"}
-    )
+    run_tool(*launcher, TRAIN_NET, "--config-file", config, "--num-gpus", 0, env={"OMP_NUM_THREADS": "1"})
     cfg.OUTPUT_DIR = str(tmp_path / "single")
     train_net(cfg, tmp_path)
     states = [
-        checkpoint(tmp_path / name)["trainer"]["hooks"]["RematchHook"]["mgd"]["_extra_state"]
+        checkpoint(tmp_path / name)["trainer"]["hooks"]["RematchHook"]["mgd"]["_extra_state"]["matchings"]
         for name in ("run", "single")
     ]
     for tap in ("res3", "res4", "res5"):
@@ -162,7 +163,7 @@ STOCK_TRAINING = """
 import sys
 from detectron2.config import get_cfg
 from detectron2.data.datasets import register_coco_instances
-from detectron2.engine import default_setup
+from detectron2.engine import DefaultTrainer, default_setup
 
 config, name, annotations, root = sys.argv[1:]
 register_coco_instances(name, {}, annotations, root)

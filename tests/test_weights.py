@@ -116,9 +116,7 @@ def test_report_counts_what_matched(student_cfg, tmp_path, caplog):
     assert report.loaded == total - 2
     assert report.missing == ["backbone.fpn_lateral3.weight", "head.cls_score.bias"]
     assert report.unused == ["extra.thing"]
-    assert report.mismatched == [
-        "backbone.fpn_lateral3.weight (1, 2, 3) vs (16, 128, 1, 1)"
-    ]
+    assert report.mismatched == ["backbone.fpn_lateral3.weight (1, 2, 3) vs (16, 128, 1, 1)"]
     assert f"student: {total - 2} of {total} tensors loaded" in caplog.text
     assert "head.cls_score.* (1)" in caplog.text
 

@@ -313,7 +313,7 @@ def make_wheel(sdist: Path | None, folder: Path) -> Path:
 def install(sdist: Path | None) -> None:
     say(f"building Detectron2 {VERSION} (pure Python)")
     with tempfile.TemporaryDirectory() as work:
-        # By path: a requirement by name, also one that `pip freeze` noted, would go to the registry.
+        # By path: a requirement by name, even one from `pip freeze`, would ask the registry.
         pip("install", "--no-deps", "--force-reinstall", str(make_wheel(sdist, Path(work))))
     result = python("-c", SMOKE_TEST)
     if result.returncode:

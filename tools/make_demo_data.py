@@ -147,9 +147,7 @@ def shape_sprite(rng: np.random.Generator, rings: Sequence[np.ndarray], diameter
     """``rings`` slightly stretched, then turned by any angle."""
     angle, stretch = rng.uniform(0, 2 * np.pi), rng.uniform(0.8, 1.0)
     cos, sin = np.cos(angle), np.sin(angle)
-    transform = (
-        diameter / 2 * np.array([(1, 0), (0, stretch)]) @ np.array([(cos, sin), (-sin, cos)])
-    )
+    transform = diameter / 2 * np.array([(1, 0), (0, stretch)]) @ np.array([(cos, sin), (-sin, cos)])
     return render([ring @ transform + rng.uniform(0, 1, 2) for ring in rings])
 
 
@@ -180,9 +178,7 @@ def clutter_sprite(rng: np.random.Generator, short_side: int) -> Sprite:
         corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
         return shape_sprite(rng, [corners * (1, thickness / length)], length)
     angle, waves = np.arange(40) * np.pi / 20, np.array([[2], [3], [5]])
-    wobble = (
-        rng.uniform(-0.7, 0.7, (3, 1)) / waves * np.sin(waves * angle + rng.uniform(0, 6, (3, 1)))
-    )
+    wobble = rng.uniform(-0.7, 0.7, (3, 1)) / waves * np.sin(waves * angle + rng.uniform(0, 6, (3, 1)))
     radius = 0.7 + 0.5 * wobble.sum(axis=0)
     blob = regular(40) * radius[:, None] * (1, rng.uniform(0.4, 0.8))
     return shape_sprite(rng, [blob], rng.uniform(0.1, 0.45) * short_side)
@@ -420,9 +416,7 @@ def get_parser() -> argparse.ArgumentParser:
         parser.add_argument(
             f"--{split}", type=int, default=count, metavar="N", help=f"images (default: {count})"
         )
-    parser.add_argument(
-        "--force", action="store_true", help="replace a demonstration set that --out holds"
-    )
+    parser.add_argument("--force", action="store_true", help="replace a demonstration set that --out holds")
     return parser
 
 

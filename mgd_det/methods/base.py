@@ -11,7 +11,8 @@ and its own config node `DISTILL.MY_METHOD`.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Mapping, NamedTuple, Optional, Sequence, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Callable, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ class TapFeatures(NamedTuple):
 
     student: Tensor  # (N, Cs, H, W), in the student's autograd graph
     teacher: Tensor  # (N, Ct, H, W), no gradient
-    mask: Optional[Tensor]  # (N, 1, H, W) bool, True at unpadded positions; None where all are
+    mask: Tensor | None  # (N, 1, H, W) bool, True at unpadded positions; None where all are
 
 
 class TapInfo(NamedTuple):
@@ -32,7 +33,7 @@ class TapInfo(NamedTuple):
     trainable: bool  # whether a gradient at the tap reaches any weight
     # Affine parameters (C,) of the batch norm before the tap, None where there is none whose
     # parameters are the moments of its output.
-    batch_norm: Optional[tuple[Tensor, Tensor]] = None
+    batch_norm: tuple[Tensor, Tensor] | None = None
 
 
 class MatchReport(NamedTuple):
@@ -60,7 +61,7 @@ class Method(nn.Module):
     ready: bool = True
 
     @classmethod
-    def from_config(cls, cfg: Any, inspect: Callable[[Sequence[str]], Mapping[str, TapInfo]]) -> "Method":
+    def from_config(cls, cfg: Any, inspect: Callable[[Sequence[str]], Mapping[str, TapInfo]]) -> Method:
         """Build from the method's config node.
 
         Args:
@@ -107,7 +108,7 @@ def register_method(name: str) -> Callable[[_M], _M]:
     return register
 
 
-def find_method(name: str) -> Optional[type[Method]]:
+def find_method(name: str) -> type[Method] | None:
     """The method class registered as `name`, None where there is none."""
     return _METHODS.get(name)
 

@@ -7,7 +7,8 @@ is solved again.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Mapping, NamedTuple, Optional, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Callable, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ class Matching(NamedTuple):
     margin: Tensor  # (Cs,) of the pooled target
     num_teacher: int  # Ct
 
-    def to(self, device: torch.device) -> "Matching":
+    def to(self, device: torch.device) -> Matching:
         return Matching(self.groups.to(device), self.margin.to(device), self.num_teacher)
 
 
@@ -59,9 +60,8 @@ class MGD(Method):
     ) -> None:
         super().__init__()
         self.taps = list(channels)
-        self.reducer_name = reducer
-        self.reducer = find_reducer(reducer)
-        if self.reducer is None:
+        found = find_reducer(reducer)
+        if found is None:
             raise _unknown("REDUCER", reducer, [*REDUCERS, *ALIASES])
         if margin not in MARGINS:
             raise _unknown("MARGIN", margin, MARGINS)
@@ -74,6 +74,7 @@ class MGD(Method):
                 f"{len(weights)} weights for {len(self.taps)} taps",
                 "Give one weight for all taps, or one for each of DISTILL.MGD.TAPS.",
             )
+        self.reducer = found
         self.margin_kind = margin
         self.weights = dict(zip(self.taps, [*weights] * (len(self.taps) // len(weights))))
         self.norms = nn.ModuleDict({tap: STUDENT_NORMS[norm](c) for tap, c in channels.items()})
@@ -81,12 +82,11 @@ class MGD(Method):
         self._teacher: Mapping[str, TapInfo] = {}
         self._matchings: dict[str, Matching] = {}
         self._statistics: dict[str, MatchingStatistics] = {}
-        self._generator: Optional[torch.Generator] = None
+        self._generator: torch.Generator | None = None
+        self._random_state: dict[str, Any] = {}
 
     @classmethod
-    def from_config(
-        cls, cfg: Any, inspect: Callable[[Sequence[str]], Mapping[str, TapInfo]]
-    ) -> "MGD":
+    def from_config(cls, cfg: Any, inspect: Callable[[Sequence[str]], Mapping[str, TapInfo]]) -> MGD:
         if not cfg.TAPS or len(set(cfg.TAPS)) != len(cfg.TAPS):
             raise ConfigError(
                 "DISTILL.MGD.TAPS",
@@ -137,9 +137,7 @@ class MGD(Method):
         for tap in self.taps:
             student, teacher, mask = features[tap]
             if tap not in self._statistics:
-                self._statistics[tap] = MatchingStatistics(
-                    student.shape[1], teacher.shape[1], student.device
-                )
+                self._statistics[tap] = MatchingStatistics(student.shape[1], teacher.shape[1], student.device)
             self._statistics[tap].add(student, teacher, mask)
 
     def solve(self, sum_over_ranks: Callable[[Tensor], None]) -> list[MatchReport]:
@@ -157,7 +155,8 @@ class MGD(Method):
             margin = statistics.margin()
         else:
             margin = batch_norm_margin(*batch_norm)
-        random = {"generator": self._rng(torch.device("cpu"))} if self.reducer.random else {}
+        # Seeded afresh, so that every process picks the same members.
+        random = {"generator": torch.Generator().manual_seed(0)} if self.reducer.random else {}
         pooled = self.reducer.margin(margin.cpu(), groups, **random)
         num_teacher = cost.shape[1]
         before = self._matchings.get(tap)
@@ -179,27 +178,30 @@ class MGD(Method):
         """The method's own stream, so that drawing from it leaves the training's streams alone."""
         if self._generator is None or self._generator.device != device:
             self._generator = torch.Generator(device).manual_seed(0)
+            if self._random_state.get("device") == device.type:
+                self._generator.set_state(self._random_state["state"])
         return self._generator
 
     def get_extra_state(self) -> dict[str, Any]:
-        return {
-            tap: {
-                "groups": matching.groups.cpu(),
-                "margin": matching.margin.cpu(),
-                "num_teacher": matching.num_teacher,
-            }
-            for tap, matching in self._matchings.items()
+        matchings = {
+            tap: matching.to(torch.device("cpu"))._asdict() for tap, matching in self._matchings.items()
         }
+        if self._generator is not None:
+            device = self._generator.device.type
+            self._random_state = {"device": device, "state": self._generator.get_state()}
+        return {"matchings": matchings, "random": self._random_state}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        if state and list(state) != self.taps:
+        matchings = state["matchings"]
+        if matchings and list(matchings) != self.taps:
             raise ConfigError(
                 "DISTILL.MGD.TAPS",
                 self.taps,
-                f"the checkpoint holds a matching for the taps {list(state)}",
+                f"the checkpoint holds a matching for the taps {list(matchings)}",
                 "Resume with the taps of that run, or start a new run in another OUTPUT_DIR.",
             )
-        self._matchings = {tap: Matching(**matching) for tap, matching in state.items()}
+        self._matchings = {tap: Matching(**matching) for tap, matching in matchings.items()}
+        self._random_state, self._generator = dict(state["random"]), None
 
 
 def _unknown(key: str, value: str, known: Any) -> ConfigError:

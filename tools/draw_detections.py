@@ -1,0 +1,84 @@
+#!/usr/bin/env python
+"""Draw ground truth and the detections of several models side by side, from COCO-format files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+EXAMPLES = """
+examples:
+  tools/draw_detections.py --annotations datasets/demo/annotations/val.json --images datasets/demo/val \\
+      --results teacher=output/demo/teacher/inference/coco_instances_results.json \\
+                student=output/demo/student/inference/coco_instances_results.json --out detections.png
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--annotations", type=Path, required=True, help="COCO-format ground truth")
+    parser.add_argument("--images", type=Path, required=True, help="folder of its images")
+    parser.add_argument("--results", nargs="+", metavar="TITLE=FILE", required=True)
+    parser.add_argument("--out", type=Path, required=True, help="PNG to write")
+    parser.add_argument("--score", type=float, default=0.3, help="least score drawn (default: 0.3)")
+    parser.add_argument("--count", type=int, default=6, help="images drawn (default: 6)")
+    args = parser.parse_args()
+
+    truth = json.loads(args.annotations.read_text())
+    rows: dict[str, list[dict[str, Any]]] = {"ground truth": truth["annotations"]}
+    for entry in args.results:
+        title, file = entry.split("=", 1)
+        found = json.loads(Path(file).read_text())
+        rows[title] = [d for d in found if d["score"] >= args.score]
+    # Spread over the set, so that the choice is nobody's.
+    images = truth["images"][:: max(len(truth["images"]) // args.count, 1)][: args.count]
+    draw(rows, images, {c["id"]: c["name"] for c in truth["categories"]}, args.images, args.out)
+
+
+def draw(
+    rows: dict[str, list[dict[str, Any]]],
+    images: list[dict[str, Any]],
+    categories: dict[int, str],
+    folder: Path,
+    out: Path,
+) -> None:
+    """One row a source of boxes, one column an image."""
+    matplotlib.use("Agg")
+    colours = dict(zip(categories, plt.get_cmap("tab10").colors))  # type: ignore[attr-defined]
+    size = (1.9 * len(images), 2.0 * len(rows))
+    figure, axes = plt.subplots(len(rows), len(images), figsize=size, squeeze=False)
+    for axis_row, (title, boxes) in zip(axes, rows.items()):
+        for axis, image in zip(axis_row, images):
+            axis.imshow(Image.open(folder / image["file_name"]).convert("RGB"))
+            axis.set(xticks=[], yticks=[])
+            for box in (b for b in boxes if b["image_id"] == image["id"]):
+                draw_box(axis, box, categories, colours)
+        axis_row[0].set_ylabel(title)
+    figure.tight_layout(pad=0.3)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=110)
+    plt.close(figure)
+
+
+def draw_box(axis: Any, box: dict[str, Any], categories: dict[int, str], colours: dict[int, Any]) -> None:
+    x, y, w, h = box["bbox"]
+    colour = colours.get(box["category_id"], "white")
+    axis.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor=colour, linewidth=1.5))
+    label = categories[box["category_id"]]
+    if "score" in box:
+        label += f" {100 * box['score']:.0f}"
+    background = {"facecolor": colour, "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
+    axis.text(x, y, label, fontsize=6, color="white", verticalalignment="bottom", bbox=background)
+
+
+if __name__ == "__main__":
+    main()
