@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from datetime import timedelta
 from typing import Any, Callable
 
@@ -17,39 +16,55 @@ from .errors import ConfigError
 TIMEOUT = timedelta(minutes=30)
 
 
-def launch(main: Callable[[Any], Any], args: Any) -> None:
-    """Run `main(args)` in every process that the command line or torchrun asks for.
+def world_size(args: Any) -> int:
+    """How many processes the command line or torchrun asks for."""
+    if _under_torchrun():
+        return int(os.environ["WORLD_SIZE"])
+    return max(args.num_gpus, 1) * args.num_machines
 
-    Args:
-        main: the job; what it returns is dropped.
-        args: Detectron2's parsed arguments.
+
+def check_launch(args: Any) -> None:
+    """Check that the processes can be started.
 
     Raises:
         ConfigError: more GPUs are asked for than there are.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    available = torch.cuda.device_count()
+    if args.num_gpus > available:
+        raise ConfigError(
+            "--num-gpus",
+            args.num_gpus,
+            f"{available} CUDA devices are visible",
+            "Ask for as many as there are; 0 runs on the CPU, and torchrun several CPU processes.",
+        )
+
+
+def launch(job: Callable[[Any], Any], args: Any) -> None:
+    """Run `job(args)` in every process that the command line or torchrun asks for.
+
+    Args:
+        job: what to do; its result is dropped.
+        args: Detectron2's parsed arguments.
+    """
+    if _under_torchrun():
         _join_torchrun(args)
-        main(args)
+        job(args)
         dist.destroy_process_group()
-    elif args.num_gpus == 0:
-        main(args)
+    elif world_size(args) == 1:
+        job(args)
     else:
-        available = torch.cuda.device_count()
-        if args.num_gpus > available:
-            raise ConfigError(
-                "--num-gpus",
-                args.num_gpus,
-                f"{available} CUDA devices are visible",
-                "Ask for as many as there are; 0 runs on the CPU, torchrun several CPU processes.",
-            )
         launch_gpus(
-            main,
+            job,
             args.num_gpus,
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
             args=(args,),
         )
+
+
+def _under_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def _join_torchrun(args: Any) -> None:
@@ -72,9 +87,3 @@ def _set_local_group(local_size: int) -> None:
         group = dist.new_group(list(range(i * local_size, (i + 1) * local_size)))
         if i == machine:
             comm._LOCAL_PROCESS_GROUP = group
-
-
-def stop_with(error: ConfigError) -> None:
-    """End this process with the error as one line on stderr and exit code 2."""
-    sys.stderr.write(f"error: {error}\n")
-    sys.exit(2)

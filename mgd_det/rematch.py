@@ -147,7 +147,7 @@ class RematchHook(HookBase):
         for report in reports:
             logger.info(
                 "matching %s before iteration %d, from %d images: mean cost %.4f, "
-                "%.1f%% of channels changed partner",
+                "%.1f%% of teacher channels changed partner",
                 report.name,
                 self.trainer.iter,
                 report.images,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import sys
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import nn
 from .config import load_config, student_config
 from .datasets import check_datasets, register_datasets
 from .errors import ConfigError
-from .launch import stop_with
+from .launch import check_launch, launch, world_size
 from .rematch import RematchHook
 from .rng import isolated_rng
 from .teacher import TeacherSpec
@@ -38,20 +39,41 @@ def argument_parser(epilog: str) -> argparse.ArgumentParser:
 
 
 def main(args: Any) -> None:
-    """Train or evaluate as the arguments say; bad input ends the process with one line and code 2."""
+    """Check what the arguments ask for, then do it in every process.
+
+    Bad input ends this process with one line and exit code 2, before anything is written.
+    """
     try:
-        _main(args)
+        check(args)
+        launch(run, args)
     except ConfigError as error:
-        stop_with(error)
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
 
 
-def _main(args: Any) -> None:
-    device = "" if args.num_gpus else "cpu"
-    cfg = load_config(args.config_file, args.opts, device=device)
+def read_config(args: Any) -> CfgNode:
+    """The run's config, its data sets registered."""
+    cfg = load_config(args.config_file, args.opts, device="" if args.num_gpus else "cpu")
     register_datasets(cfg)
+    return cfg
+
+
+def check(args: Any) -> None:
+    """Whatever can be found out before the run begins.
+
+    Raises:
+        ConfigError: what would stop it.
+    """
+    check_launch(args)
+    cfg = read_config(args)
     check_datasets(cfg, training=not (args.eval_only or args.eval_teacher))
-    check_solver(cfg)
+    check_solver(cfg, world_size(args))
     check_models(cfg, args)
+
+
+def run(args: Any) -> None:
+    """One process of a run."""
+    cfg = read_config(args)
     cfg.freeze()
     default_setup(cfg, args)
     if args.eval_teacher:
@@ -66,8 +88,7 @@ def _main(args: Any) -> None:
 
 
 def check_models(cfg: CfgNode, args: Any) -> None:
-    """Build and load once, on the CPU, what the run will need, and throw it away: before anything is
-    written or long work begins.
+    """Build and load once, on the CPU, what the run will need, and throw it away.
 
     Raises:
         ConfigError: whatever about the networks would stop the run.

@@ -107,7 +107,7 @@ def is_distiller(cfg: CfgNode) -> bool:
     )
 
 
-def check_solver(cfg: CfgNode) -> None:
+def check_solver(cfg: CfgNode, world_size: int) -> None:
     """Check the solver's settings that training would trip over late.
 
     Raises:
@@ -122,10 +122,10 @@ def check_solver(cfg: CfgNode) -> None:
             f"mixed precision needs CUDA, and MODEL.DEVICE is {cfg.MODEL.DEVICE}",
             "Set SOLVER.AMP.ENABLED False.",
         )
-    if cfg.SOLVER.IMS_PER_BATCH % comm.get_world_size():
+    if cfg.SOLVER.IMS_PER_BATCH % world_size:
         raise ConfigError(
             "SOLVER.IMS_PER_BATCH",
             cfg.SOLVER.IMS_PER_BATCH,
-            f"does not divide among {comm.get_world_size()} processes",
+            f"does not divide among {world_size} processes",
             "Give a multiple of the number of processes.",
         )

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+# fvcore's, at every import; nothing that a user could act on.
+warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
 
-from mgd_det.errors import ConfigError
-from mgd_det.launch import launch, stop_with
-from mgd_det.run import argument_parser, main
+from mgd_det.run import argument_parser, main  # noqa: E402  (found through the path above)
 
 EXAMPLES = """
 examples:
@@ -28,8 +29,4 @@ examples:
 """
 
 if __name__ == "__main__":
-    args = argument_parser(EXAMPLES).parse_args()
-    try:
-        launch(main, args)
-    except ConfigError as error:
-        stop_with(error)
+    main(argument_parser(EXAMPLES).parse_args())
