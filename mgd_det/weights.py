@@ -22,7 +22,7 @@ from .errors import ConfigError
 
 logger = logging.getLogger("detectron2." + __name__)
 
-TORCHVISION_PREFIX = "torchvision://"
+TORCHVISION_PREFIX = "torchvision:"
 
 # torchvision's ResNet names -> Detectron2's, in order.
 _RESNET_RENAMES: list[tuple[str, Any]] = [
@@ -63,7 +63,9 @@ class TorchvisionPathHandler(PathHandler):
         return [TORCHVISION_PREFIX]
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+        # Detectron2's main passes paths through urllib, which makes ":///" of a full path ":/".
         source = path[len(TORCHVISION_PREFIX) :]
+        source = source[2:] if source.startswith("//") else source
         original = source if os.path.isfile(source) else PathManager.get_local_path(_url(source))
         # Keyed by content, so that a changed file is converted anew.
         with open(original, "rb") as f:
