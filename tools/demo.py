@@ -70,8 +70,7 @@ def train(name: str) -> dict[str, float]:
     say(f"{RUNS[name]}: training, log in {OUTPUT / name}/log.txt")
     start = time.monotonic()
     command = ["tools/train_net.py", "--config-file", f"configs/demo/{name}.yaml"]
-    # Threads that wait without spinning: the loader's process shares the cores with them.
-    env = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
+    env = {**os.environ, "PYTHONUNBUFFERED": "1"}  # progress as it is made
     process = subprocess.Popen(
         [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
     )
