@@ -10,12 +10,16 @@ from detectron2.config import CfgNode, get_cfg
 
 from .errors import ConfigError
 
+DISTILLER = "DistilledDetector"  # MODEL.META_ARCHITECTURE of a student with a teacher beside it
+
 
 def add_mgd_config(cfg: CfgNode) -> None:
     """Add the keys of this project to a Detectron2 config, in place."""
     # COCO-format data sets to register: [name, annotation.json, image_root] each. Relative paths are
     # relative to the working directory.
     cfg.DATASETS.REGISTER = []
+    # Of SOLVER.AMP (mixed precision): "float16", as in stock Detectron2, or "bfloat16".
+    cfg.SOLVER.AMP.DTYPE = "float16"
     # True starts training from scratch with every residual block an identity: the last norm of each is
     # zero (Goyal et al. 2017, section 5.1). Deep networks then learn sooner.
     cfg.MODEL.RESNETS.ZERO_INIT_RESIDUAL = False
@@ -29,6 +33,21 @@ def add_mgd_config(cfg: CfgNode) -> None:
     cfg.DISTILL.STUDENT_ARCHITECTURE = "RetinaNet"
     # Which methods add their losses, e.g. ["mgd"].
     cfg.DISTILL.METHODS = ["mgd"]
+    # True: a run that is interrupted and resumed equals one that was not, bit for bit on a CPU. It takes
+    # a data loader of its own; False leaves Detectron2's, which starts a new order on resume.
+    cfg.DISTILL.EXACT_RESUME = False
+
+    # True loads weight files that hold arbitrary Python objects, which can run any code.
+    cfg.DISTILL.UNSAFE_LOADING = False
+
+    # A factor on all distillation losses over the run.
+    cfg.DISTILL.SCHEDULE = CfgNode()
+    # Iterations over which it rises from 0 to 1.
+    cfg.DISTILL.SCHEDULE.WARMUP_ITERS = 0
+    # Iteration from which it falls, to reach 0 at STOP_ITER; 0: no fall, the losses stop at once.
+    cfg.DISTILL.SCHEDULE.DECAY_ITER = 0
+    # Iteration from which it is 0, and the teacher does not run; 0: no end.
+    cfg.DISTILL.SCHEDULE.STOP_ITER = 0
 
     cfg.DISTILL.TEACHER = CfgNode()
     # Path of a config file, also the config.yaml of an earlier run of ours, or a model-zoo name
@@ -57,14 +76,28 @@ def add_mgd_config(cfg: CfgNode) -> None:
     cfg.DISTILL.MGD.MARGIN = "auto"
     # Norm on the student's features before the loss, in training only: "GN", "BN", "" (none).
     cfg.DISTILL.MGD.NORM = "GN"
+    # True uses every teacher channel also where the student's channels do not divide their number:
+    # some groups then hold one more than others.
+    cfg.DISTILL.MGD.SPREAD = False
     # When the matching is solved again, after a first time at the start.
     cfg.DISTILL.MGD.UPDATE = CfgNode()
+    # What it is solved from: "pass", both networks in eval mode over NUM_IMAGES images read for it, as
+    # in the paper; or "online", the features that training computes anyway (the first time by a pass).
+    cfg.DISTILL.MGD.UPDATE.MODE = "pass"
+    # Online: the features of every so many-th iteration are taken.
+    cfg.DISTILL.MGD.UPDATE.ONLINE_EVERY = 20
+    # Online: what earlier statistics count whenever new ones are taken.
+    cfg.DISTILL.MGD.UPDATE.ONLINE_DECAY = 0.98
     # Every so many iterations; 0: never.
     cfg.DISTILL.MGD.UPDATE.PERIOD = 5000
     # Beyond this iteration SLOW_PERIOD takes the place of PERIOD.
     cfg.DISTILL.MGD.UPDATE.SLOW_AFTER = 15000
     # Every so many iterations; 0: never.
     cfg.DISTILL.MGD.UPDATE.SLOW_PERIOD = 15000
+    # Exactly at these iterations, instead of by period, if any are given.
+    cfg.DISTILL.MGD.UPDATE.ITERATIONS = []
+    # None after this iteration; 0: no end.
+    cfg.DISTILL.MGD.UPDATE.UNTIL = 0
     # Training images, over all processes together, that each solution is computed from.
     cfg.DISTILL.MGD.UPDATE.NUM_IMAGES = 1024
 
@@ -108,7 +141,7 @@ def student_config(cfg: CfgNode) -> CfgNode:
     stock = get_cfg()
     student = cfg.clone()
     student.defrost()
-    if student.MODEL.META_ARCHITECTURE == "DistilledDetector":
+    if student.MODEL.META_ARCHITECTURE == DISTILLER:
         student.MODEL.META_ARCHITECTURE = student.DISTILL.STUDENT_ARCHITECTURE
     _drop_added_keys(student, stock)
     return student

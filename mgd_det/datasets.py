@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.utils.file_io import PathManager
 
+from .config import DISTILLER
 from .errors import ConfigError
 
 REGISTER_KEY = "DATASETS.REGISTER"
@@ -118,7 +119,7 @@ def _check_boxes(name: str, path: str, content: dict[str, Any]) -> None:
 
 def _check_class_count(cfg: CfgNode, name: str, num_classes: int) -> None:
     architecture = cfg.MODEL.META_ARCHITECTURE
-    if architecture == "DistilledDetector":
+    if architecture == DISTILLER:
         architecture = cfg.DISTILL.STUDENT_ARCHITECTURE
     key = _CLASS_COUNT_KEYS.get(architecture, "MODEL.ROI_HEADS.NUM_CLASSES")
     node: Any = cfg

@@ -11,10 +11,11 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
+from .build import build_methods, build_student, check_strides, taps_key
 from .errors import ConfigError
-from .methods import MatchReport, Method, TapFeatures, TapInfo, find_method, method_names
+from .methods import MatchReport, Method, TapFeatures
 from .rng import isolated_rng
-from .taps import UnknownTap, capture, evaluating, inspect_taps
+from .taps import UnknownTap, capture, evaluating, inspect_taps, unpadded_mask
 from .teacher import CONFIG_KEY, Teacher, TeacherSpec
 
 logger = logging.getLogger("detectron2." + __name__)
@@ -56,13 +57,17 @@ class DistilledDetector(nn.Module):
         self.teacher_spec = teacher
         self.input_format = input_format
         self.teacher: Any = None  # a Teacher, once `prepare` has loaded it
+        # Set by the hook: a factor on the methods' losses, and whether the next training step's
+        # features go into the statistics that the matching is solved from.
+        self.loss_factor = 1.0
+        self.observe_next = False
         # Of the student's taps, filled by `prepare`.
         self._strides: dict[str, int] = {}
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        student = _build_student(cfg)
-        methods = _build_methods(cfg, student) if cfg.DISTILL.ENABLED else {}
+        student = build_student(cfg)
+        methods = build_methods(cfg, student) if cfg.DISTILL.ENABLED else {}
         return {
             "student": student,
             "methods": methods,
@@ -87,7 +92,7 @@ class DistilledDetector(nn.Module):
         for tap, info in student.items():
             if not info.trainable:
                 raise ConfigError(
-                    _taps_key(self.methods, tap),
+                    taps_key(self.methods, tap),
                     self.taps,
                     f"no trainable weight of the student lies before the tap {tap!r}, so its loss would "
                     "teach nothing but its own norm",
@@ -104,7 +109,7 @@ class DistilledDetector(nn.Module):
                 f"this teacher lacks one of the taps {self.taps}: {error}",
                 "Name taps that both networks have in DISTILL.<METHOD>.TAPS.",
             ) from error
-        _check_strides(self.methods, student, infos)
+        check_strides(self.methods, student, infos)
         for method in self.methods.values():
             method.attach_teacher(infos)
         self._strides = {tap: info.stride for tap, info in student.items()}
@@ -114,6 +119,8 @@ class DistilledDetector(nn.Module):
         """As the student; in training the methods' losses join the student's."""
         if not (self.training and self.methods):
             return self.student(batched_inputs)
+        if self.loss_factor == 0:
+            return {**self.student(batched_inputs), **self._stopped_losses()}
         self.prepare()
         if not all(method.ready for method in self.methods.values()):
             raise NotMatchedError(
@@ -125,7 +132,19 @@ class DistilledDetector(nn.Module):
             losses = self.student(batched_inputs)
         features = self._pair(student, batched_inputs)
         for method in self.methods.values():
-            losses.update(method(features))
+            if self.observe_next:
+                method.observe(features)
+            for name, loss in method(features).items():
+                losses[name] = loss * self.loss_factor
+        self.observe_next = False
+        return losses
+
+    def _stopped_losses(self) -> dict[str, Tensor]:
+        """Zeros under the methods' loss names that still reach all their parameters, as DDP wants."""
+        losses = {}
+        for method in self.methods.values():
+            zero = sum((p.sum() * 0 for p in method.parameters()), torch.zeros((), device=self.device))
+            losses.update(dict.fromkeys(method.loss_names, zero))
         return losses
 
     @torch.no_grad()
@@ -152,7 +171,13 @@ class DistilledDetector(nn.Module):
                 features = self._pair(student, batch)
                 for method in self.methods.values():
                     method.observe(features)
-        return [report for m in self.methods.values() for report in m.solve(sum_over_ranks)]
+        for method in self.methods.values():
+            method.absorb(sum_over_ranks, decay=0)
+        return self.solve()
+
+    def solve(self) -> list[MatchReport]:
+        """Solve the matchings of all methods from the statistics that they have."""
+        return [report for method in self.methods.values() for report in method.solve()]
 
     def distill_state(self) -> dict[str, Any]:
         """What the methods have learnt beside the student: adapters and matchings, on the CPU."""
@@ -233,77 +258,6 @@ class DistilledDetector(nn.Module):
             if name == "student":
                 raise
             return getattr(self.student, name)
-
-
-def unpadded_mask(images: Sequence[Tensor], stride: int, height: int, width: int) -> Tensor | None:
-    """(N, 1, height, width), True at positions (y, x) with y * stride and x * stride inside the image.
-
-    None where that holds throughout, so that the common case costs nothing.
-    """
-    rows = [-(-image.shape[-2] // stride) for image in images]
-    columns = [-(-image.shape[-1] // stride) for image in images]
-    if min(rows) >= height and min(columns) >= width:
-        return None
-    device = images[0].device
-    inside_rows = torch.arange(height, device=device) < torch.tensor(rows, device=device)[:, None]
-    inside_columns = torch.arange(width, device=device) < torch.tensor(columns, device=device)[:, None]
-    return inside_rows[:, None, :, None] & inside_columns[:, None, None, :]
-
-
-def _build_student(cfg: CfgNode) -> nn.Module:
-    name = cfg.DISTILL.STUDENT_ARCHITECTURE
-    if name == DistilledDetector.__name__ or name not in META_ARCH_REGISTRY:
-        raise ConfigError(
-            "DISTILL.STUDENT_ARCHITECTURE",
-            name,
-            "not the name of a stock meta-architecture",
-            'Name one of Detectron2\'s, for example "RetinaNet" or "GeneralizedRCNN".',
-        )
-    return META_ARCH_REGISTRY.get(name)(cfg)
-
-
-def _build_methods(cfg: CfgNode, student: nn.Module) -> dict[str, Method]:
-    methods = {}
-    for name in cfg.DISTILL.METHODS:
-        method = find_method(name)
-        if method is None:
-            raise ConfigError(
-                "DISTILL.METHODS",
-                list(cfg.DISTILL.METHODS),
-                f"there is no method {name!r}",
-                f"Choose from {method_names()}.",
-            )
-
-        def inspect(taps: Sequence[str], key: str = f"DISTILL.{name.upper()}.TAPS") -> Any:
-            try:
-                return inspect_taps(student, taps)
-            except UnknownTap as error:
-                problem = f"the student has not all of these: {error}"
-                raise ConfigError(key, list(taps), problem, "Name taps from that list.") from error
-
-        # Adapters draw their initial values aside: the student's are the same with and without them.
-        with isolated_rng():
-            methods[name] = method.from_config(cfg.DISTILL[name.upper()], inspect)
-    return methods
-
-
-def _check_strides(
-    methods: Mapping[str, Method], student: Mapping[str, TapInfo], teacher: Mapping[str, TapInfo]
-) -> None:
-    for tap in student:
-        if student[tap].stride != teacher[tap].stride:
-            raise ConfigError(
-                _taps_key(methods, tap),
-                list(student),
-                f"at {tap!r} the student's features have stride {student[tap].stride} and the "
-                f"teacher's {teacher[tap].stride}",
-                "Choose taps at which both networks have the same stride.",
-            )
-
-
-def _taps_key(methods: Mapping[str, Method], tap: str) -> str:
-    name = next(name for name, method in methods.items() if tap in method.taps)
-    return f"DISTILL.{name.upper()}.TAPS"
 
 
 def _to_cpu(value: Any) -> Any:

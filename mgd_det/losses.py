@@ -42,7 +42,8 @@ def partial_l2(
     dtype = torch.promote_types(student.dtype, torch.float32)
     student = student.to(dtype)
     target = torch.maximum(target.detach().to(dtype), margin.to(dtype)[:, None, None])
-    active = (student > target) | (target > 0)
+    # Spelled as "not inactive", so that a NaN counts and stops the training rather than hides.
+    active = ~((student <= target) & (target <= 0))
     if mask is not None:
         mask = mask.reshape(len(mask), 1, *mask.shape[-2:])
         active = active & mask

@@ -21,23 +21,10 @@ from torch.utils.data import DataLoader
 
 from .detector import DistilledDetector
 from .errors import ConfigError
+from .methods import MatchReport
+from .schedules import UpdateSchedule, WeightSchedule
 
 logger = logging.getLogger("detectron2." + __name__)
-
-
-class UpdateSchedule:
-    """When to solve again: every `period` iterations, every `slow_period` after `slow_after`.
-
-    A period of 0 means never.
-    """
-
-    def __init__(self, period: int, slow_after: int, slow_period: int) -> None:
-        self.period, self.slow_after, self.slow_period = period, slow_after, slow_period
-
-    def due(self, iteration: int) -> bool:
-        """Whether the matching is solved before this iteration; always at 0."""
-        period = self.period if iteration <= self.slow_after else self.slow_period
-        return iteration == 0 or (period > 0 and iteration % period == 0)
 
 
 class MatchingImages:
@@ -93,29 +80,43 @@ class RematchHook(HookBase):
 
     Args:
         images: iteration -> batches of images for the pass before it.
-        schedule: when to solve again.
+        updates: when to solve again.
+        weights: how much the losses count.
+        online_every: take statistics from every so many-th training step, and solve from those; 0
+            solves from passes.
+        online_decay: what earlier statistics count whenever new ones are taken.
     """
 
     @configurable
     def __init__(
-        self, *, images: Callable[[int], Iterable[list[dict[str, Any]]]], schedule: UpdateSchedule
+        self,
+        *,
+        images: Callable[[int], Iterable[list[dict[str, Any]]]],
+        updates: UpdateSchedule,
+        weights: WeightSchedule,
+        online_every: int = 0,
+        online_decay: float = 0.98,
     ) -> None:
-        self.images, self.schedule = images, schedule
+        self.images, self.updates, self.weights = images, updates, weights
+        self.online_every, self.online_decay = online_every, online_decay
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        update = cfg.DISTILL.MGD.UPDATE
-        for key in ("PERIOD", "SLOW_AFTER", "SLOW_PERIOD", "NUM_IMAGES"):
-            least = 1 if key == "NUM_IMAGES" else 0
-            if update[key] < least:
-                raise ConfigError(
-                    f"DISTILL.MGD.UPDATE.{key}",
-                    update[key],
-                    f"less than {least}",
-                    f"Give a number of at least {least}.",
-                )
-        schedule = UpdateSchedule(update.PERIOD, update.SLOW_AFTER, update.SLOW_PERIOD)
-        return {"images": MatchingImages(cfg), "schedule": schedule}
+        _check(cfg)
+        update, schedule = cfg.DISTILL.MGD.UPDATE, cfg.DISTILL.SCHEDULE
+        return {
+            "images": MatchingImages(cfg),
+            "updates": UpdateSchedule(
+                update.PERIOD,
+                update.SLOW_AFTER,
+                update.SLOW_PERIOD,
+                tuple(update.ITERATIONS),
+                update.UNTIL,
+            ),
+            "weights": WeightSchedule(schedule.WARMUP_ITERS, schedule.DECAY_ITER, schedule.STOP_ITER),
+            "online_every": update.ONLINE_EVERY if update.MODE == "online" else 0,
+            "online_decay": update.ONLINE_DECAY,
+        }
 
     @property
     def detector(self) -> DistilledDetector:
@@ -135,14 +136,33 @@ class RematchHook(HookBase):
         self.detector.prepare()
 
     def before_step(self) -> None:
-        detector = self.detector
-        matched = all(method.ready for method in detector.methods.values())
-        if detector.methods and (not matched or self.schedule.due(self.trainer.iter)):
-            self._rematch(detector)
+        detector, iteration = self.detector, self.trainer.iter
+        if not detector.methods:
+            return
+        detector.loss_factor = self.weights.factor(iteration)
+        self.trainer.storage.put_scalar("distill_weight", detector.loss_factor, smoothing_hint=False)
+        if detector.loss_factor == 0:
+            return
+        if not all(method.ready for method in detector.methods.values()):
+            self._solve(lambda: detector.rematch(self.images(iteration), sum_over_ranks))
+        elif self.updates.due(iteration) and iteration > 0:
+            if self.online_every:
+                self._solve(detector.solve)
+            else:
+                self._solve(lambda: detector.rematch(self.images(iteration), sum_over_ranks))
+        # Consumed by the step's one forward pass, so that those of other hooks do not count.
+        detector.observe_next = self.online_every > 0 and iteration % self.online_every == 0
 
-    def _rematch(self, detector: DistilledDetector) -> None:
+    def after_step(self) -> None:
+        detector = self.detector
+        online = self.online_every and self.trainer.iter % self.online_every == 0
+        if online and detector.methods and detector.loss_factor:
+            for method in detector.methods.values():
+                method.absorb(sum_over_ranks, self.online_decay)
+
+    def _solve(self, solve: Callable[[], list[MatchReport]]) -> None:
         start = time.perf_counter()
-        reports = detector.rematch(self.images(self.trainer.iter), sum_over_ranks)
+        reports = solve()
         seconds = time.perf_counter() - start
         for report in reports:
             logger.info(
@@ -154,11 +174,17 @@ class RematchHook(HookBase):
                 report.cost,
                 100 * report.changed,
             )
-            self.trainer.storage.put_scalar(f"{report.name}/match_cost", report.cost, False)
-            self.trainer.storage.put_scalar(f"{report.name}/match_changed", report.changed, False)
+            if report.skipped:
+                logger.warning(
+                    "%s: left out %d images whose features were not finite", report.name, report.skipped
+                )
+            self.trainer.storage.put_scalar(f"{report.name}/match_cost", report.cost, smoothing_hint=False)
+            self.trainer.storage.put_scalar(
+                f"{report.name}/match_changed", report.changed, smoothing_hint=False
+            )
         if reports:
             logger.info("matching solved in %.1f s", seconds)
-            self.trainer.storage.put_scalar("match_seconds", seconds, False)
+            self.trainer.storage.put_scalar("match_seconds", seconds, smoothing_hint=False)
 
     def state_dict(self) -> dict[str, Any]:
         return self.detector.distill_state()
@@ -171,3 +197,28 @@ def sum_over_ranks(tensor: Tensor) -> None:
     """Replace a tensor, in place, by its sum over all processes."""
     if comm.get_world_size() > 1:
         dist.all_reduce(tensor)
+
+
+def _check(cfg: CfgNode) -> None:
+    update, schedule = cfg.DISTILL.MGD.UPDATE, cfg.DISTILL.SCHEDULE
+    if update.MODE not in ("pass", "online"):
+        raise ConfigError("DISTILL.MGD.UPDATE.MODE", update.MODE, "unknown", 'Choose "pass" or "online".')
+    if not 0 < update.ONLINE_DECAY <= 1:
+        key = "DISTILL.MGD.UPDATE.ONLINE_DECAY"
+        raise ConfigError(key, update.ONLINE_DECAY, "not in (0, 1]", "Give a number like 0.98.")
+    least = {
+        **{f"DISTILL.MGD.UPDATE.{key}": (update[key], 0) for key in ("PERIOD", "SLOW_AFTER", "SLOW_PERIOD")},
+        **{f"DISTILL.MGD.UPDATE.{key}": (update[key], 1) for key in ("NUM_IMAGES", "ONLINE_EVERY")},
+        "DISTILL.MGD.UPDATE.UNTIL": (update.UNTIL, 0),
+        **{f"DISTILL.SCHEDULE.{key}": (value, 0) for key, value in schedule.items()},
+    }
+    for key, (value, minimum) in least.items():
+        if value < minimum:
+            raise ConfigError(key, value, f"less than {minimum}", f"Give a number of at least {minimum}.")
+    if schedule.DECAY_ITER and not schedule.STOP_ITER > schedule.DECAY_ITER:
+        raise ConfigError(
+            "DISTILL.SCHEDULE.DECAY_ITER",
+            schedule.DECAY_ITER,
+            f"the fall has no end behind it: DISTILL.SCHEDULE.STOP_ITER is {schedule.STOP_ITER}",
+            "Set STOP_ITER to the iteration at which the losses reach 0.",
+        )

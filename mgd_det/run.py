@@ -17,15 +17,16 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
+from .checkpoint import ReportingCheckpointer
 from .config import load_config, student_config
 from .datasets import check_datasets, register_datasets
 from .errors import ConfigError
+from .exact import resolve_seed
 from .launch import check_launch, launch, world_size
 from .rematch import RematchHook
 from .rng import isolated_rng
 from .teacher import TeacherSpec
 from .trainer import Trainer, check_solver, is_distiller
-from .weights import ReportingCheckpointer
 
 
 def argument_parser(epilog: str) -> argparse.ArgumentParser:
@@ -74,6 +75,8 @@ def check(args: Any) -> None:
 def run(args: Any) -> None:
     """One process of a run."""
     cfg = read_config(args)
+    if cfg.DISTILL.EXACT_RESUME:
+        resolve_seed(cfg, resume=args.resume)
     cfg.freeze()
     default_setup(cfg, args)
     if args.eval_teacher:
@@ -104,9 +107,9 @@ def check_models(cfg: CfgNode, args: Any) -> None:
                 load_student(cfg, resume=args.resume)
             else:
                 model = build_model(cfg)
-                ReportingCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(
-                    cfg.MODEL.WEIGHTS, resume=args.resume
-                )
+                ReportingCheckpointer(
+                    model, cfg.OUTPUT_DIR, trusted=cfg.DISTILL.UNSAFE_LOADING
+                ).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
                 if is_distiller(cfg):
                     RematchHook(cfg)
                     model.prepare()
@@ -129,7 +132,7 @@ def load_student(cfg: CfgNode, *, resume: bool) -> nn.Module:
         ConfigError: the file does not hold all of the student's weights.
     """
     model = Trainer.build_model(cfg)
-    checkpointer = ReportingCheckpointer(model, cfg.OUTPUT_DIR)
+    checkpointer = ReportingCheckpointer(model, cfg.OUTPUT_DIR, trusted=cfg.DISTILL.UNSAFE_LOADING)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     report = checkpointer.report
     if report is None or report.missing:

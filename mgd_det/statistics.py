@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Callable
 
 import torch
@@ -13,6 +14,8 @@ from .matching import channel_similarity
 
 class MatchingStatistics:
     """Running sums for one tap: channel similarities, images, and the teacher's negative values.
+
+    An image with a NaN or infinity at an unpadded position is left out and counted in `skipped`.
 
     Plain sums in float64, so that those of several processes add up to those of one, in any order,
     to well under the differences that could change an assignment.
@@ -28,23 +31,47 @@ class MatchingStatistics:
 
         self.similarity = zeros(num_student, num_teacher)
         self.images = zeros(1)
+        self.skipped = zeros(1)
         self.negative_sum = zeros(num_teacher)
         self.negative_count = zeros(num_teacher)
 
     @torch.no_grad()
     def add(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> None:
         """Add a batch: (N, Cs, H, W), (N, Ct, H, W), mask (N, 1, H, W) or None."""
+        sound = _finite_images(student, mask) & _finite_images(teacher, mask)
+        # A zero image adds nothing to any sum, and needs no look at values on the host.
+        student, teacher = (x.masked_fill(~sound[:, None, None, None], 0) for x in (student, teacher))
         self.similarity += channel_similarity(student, teacher, mask)
-        self.images += len(student)
+        self.images += sound.sum()
+        self.skipped += (~sound).sum()
         negative = teacher < 0 if mask is None else (teacher < 0) & mask
         values = torch.where(negative, teacher, torch.zeros_like(teacher))
         self.negative_sum += values.sum((0, 2, 3), dtype=torch.float64)
         self.negative_count += negative.sum((0, 2, 3))
 
+    @property
+    def sums(self) -> dict[str, Tensor]:
+        """All sums by name; the tensors themselves, to be changed in place."""
+        return dict(vars(self))
+
     def reduce(self, sum_over_ranks: Callable[[Tensor], None]) -> None:
         """Replace every sum by its sum over all processes; `sum_over_ranks` works in place."""
-        for tensor in (self.similarity, self.images, self.negative_sum, self.negative_count):
+        for tensor in self.sums.values():
             sum_over_ranks(tensor)
+
+    def decay_and_add(self, decay: float, other: MatchingStatistics) -> None:
+        """Scale what was seen so far by `decay`, then add what another one saw."""
+        for name, tensor in self.sums.items():
+            tensor.mul_(decay).add_(other.sums[name].to(tensor.device))
+
+    @classmethod
+    def from_sums(cls, sums: Mapping[str, Tensor], device: torch.device) -> MatchingStatistics:
+        """Rebuild from :attr:`sums`."""
+        num_student, num_teacher = sums["similarity"].shape
+        statistics = cls(num_student, num_teacher, device)
+        for name, tensor in statistics.sums.items():
+            tensor.copy_(sums[name])
+        return statistics
 
     def cost(self) -> Tensor:
         """(Cs, Ct) mean matching cost of the images seen, as :func:`matching.channel_cost`."""
@@ -53,3 +80,11 @@ class MatchingStatistics:
     def margin(self) -> Tensor:
         """(Ct,) empirical margins of the images seen."""
         return empirical_margin(self.negative_sum, self.negative_count)
+
+
+def _finite_images(features: Tensor, mask: Tensor | None) -> Tensor:
+    """(N,) bool: whether an image's features are finite at all unpadded positions."""
+    finite = features.isfinite()
+    if mask is not None:
+        finite = finite | ~mask
+    return finite.flatten(1).all(1)

@@ -141,6 +141,21 @@ def capture(backbone: Any, names: Sequence[str], *, stop: bool = False) -> Itera
             handle.remove()
 
 
+def unpadded_mask(images: Sequence[Tensor], stride: int, height: int, width: int) -> Tensor | None:
+    """(N, 1, height, width), True at positions (y, x) with y * stride and x * stride inside the image.
+
+    None where that holds throughout, so that the common case costs nothing.
+    """
+    rows = [-(-image.shape[-2] // stride) for image in images]
+    columns = [-(-image.shape[-1] // stride) for image in images]
+    if min(rows) >= height and min(columns) >= width:
+        return None
+    device = images[0].device
+    inside_rows = torch.arange(height, device=device) < torch.tensor(rows, device=device)[:, None]
+    inside_columns = torch.arange(width, device=device) < torch.tensor(columns, device=device)[:, None]
+    return inside_rows[:, None, :, None] & inside_columns[:, None, None, :]
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode for the time being; afterwards every submodule gets back the mode that it had."""

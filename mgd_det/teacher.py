@@ -14,11 +14,11 @@ from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
+from .checkpoint import ReportingCheckpointer
 from .config import load_config, student_config
 from .errors import ConfigError
 from .rng import isolated_rng
 from .taps import capture
-from .weights import ReportingCheckpointer
 
 logger = logging.getLogger("detectron2." + __name__)
 
@@ -41,11 +41,18 @@ class TeacherSpec:
     weights: str = ""
     opts: Sequence[Any] = ()
     allow_partial_weights: bool = False
+    trusted: bool = False
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> TeacherSpec:
         node = cfg.DISTILL.TEACHER
-        return cls(node.CONFIG_FILE, node.WEIGHTS, tuple(node.OPTS), node.ALLOW_PARTIAL_WEIGHTS)
+        return cls(
+            node.CONFIG_FILE,
+            node.WEIGHTS,
+            tuple(node.OPTS),
+            node.ALLOW_PARTIAL_WEIGHTS,
+            cfg.DISTILL.UNSAFE_LOADING,
+        )
 
     def config(self) -> CfgNode:
         """The teacher's own config, in stock keys; nothing of the student's is in it.
@@ -102,7 +109,7 @@ class TeacherSpec:
         cfg.MODEL.DEVICE = str(device)
         with isolated_rng():
             model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg).to(device)
-        checkpointer = ReportingCheckpointer(model, key=WEIGHTS_KEY, role="teacher")
+        checkpointer = ReportingCheckpointer(model, key=WEIGHTS_KEY, role="teacher", trusted=self.trusted)
         checkpointer.load(weights, checkpointables=[])
         report = checkpointer.report
         if report is None or (report.missing and not self.allow_partial_weights):

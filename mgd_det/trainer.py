@@ -8,18 +8,20 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase
+from detectron2.engine import DefaultTrainer, SimpleTrainer, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import COCOEvaluator
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from torch import nn
 
-from .detector import DistilledDetector
+from .checkpoint import ReportingCheckpointer
+from .config import DISTILLER
 from .errors import ConfigError
+from .exact import ExactLoader, ExactResumeHook
+from .mixed_precision import DTYPES, MixedPrecisionTrainer
 from .rematch import RematchHook
 from .taps import last_norms
-from .weights import ReportingCheckpointer
 
 OPTIMIZERS = ("SGD", "AdamW")
 
@@ -40,10 +42,16 @@ class Trainer(DefaultTrainer):
         data_loader = self.build_train_loader(cfg)
         on_cpu = {"device_ids": None} if torch.device(cfg.MODEL.DEVICE).type == "cpu" else {}
         model = create_ddp_model(model, broadcast_buffers=False, **on_cpu)
-        step = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = step(model, data_loader, optimizer)
+        if cfg.SOLVER.AMP.ENABLED:
+            dtype = DTYPES[cfg.SOLVER.AMP.DTYPE]
+            device = torch.device(cfg.MODEL.DEVICE)
+            self._trainer = MixedPrecisionTrainer(model, data_loader, optimizer, device=device, dtype=dtype)
+        else:
+            self._trainer = SimpleTrainer(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = ReportingCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = ReportingCheckpointer(
+            model, cfg.OUTPUT_DIR, trusted=cfg.DISTILL.UNSAFE_LOADING, trainer=weakref.proxy(self)
+        )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -54,7 +62,23 @@ class Trainer(DefaultTrainer):
         hooks = super().build_hooks()
         if is_distiller(self.cfg):
             hooks.insert(0, RematchHook(self.cfg))
+        if self.cfg.DISTILL.EXACT_RESUME:
+            hooks.insert(0, ExactResumeHook(self.cfg))
         return hooks
+
+    def train(self) -> Any:
+        """As in DefaultTrainer; with DISTILL.EXACT_RESUME from where the data was left."""
+        if not self.cfg.DISTILL.EXACT_RESUME:
+            return super().train()
+        self.data_loader.start = self.start_iter
+        # TorchScript recompiles a function after its first calls in a process, with other rounding.
+        with torch.jit.optimized_execution(False):
+            return super().train()
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        """Stock, or the one of DISTILL.EXACT_RESUME."""
+        return ExactLoader(cfg) if cfg.DISTILL.EXACT_RESUME else super().build_train_loader(cfg)
 
     def state_dict(self) -> dict[str, Any]:
         """Iteration, hooks and, which Detectron2 0.6 leaves out, the optimiser (and loss scale)."""
@@ -100,28 +124,20 @@ class Trainer(DefaultTrainer):
 
 def is_distiller(cfg: CfgNode) -> bool:
     """Whether a run of this config distils, rather than train the student alone."""
-    return (
-        DistilledDetector.__name__ == cfg.MODEL.META_ARCHITECTURE
-        and cfg.DISTILL.ENABLED
-        and len(cfg.DISTILL.METHODS) > 0
-    )
+    return DISTILLER == cfg.MODEL.META_ARCHITECTURE and cfg.DISTILL.ENABLED and len(cfg.DISTILL.METHODS) > 0
 
 
 def check_solver(cfg: CfgNode, world_size: int) -> None:
     """Check the solver's settings that training would trip over late.
 
     Raises:
-        ConfigError: an unknown optimiser, mixed precision without CUDA, a batch that does not divide.
+        ConfigError: an unknown optimiser or precision, a batch that does not divide.
     """
     if cfg.SOLVER.OPTIMIZER not in OPTIMIZERS:
         raise ConfigError("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, "unknown", f"Choose one of {OPTIMIZERS}.")
-    if cfg.SOLVER.AMP.ENABLED and not torch.device(cfg.MODEL.DEVICE).type.startswith("cuda"):
-        raise ConfigError(
-            "SOLVER.AMP.ENABLED",
-            True,
-            f"mixed precision needs CUDA, and MODEL.DEVICE is {cfg.MODEL.DEVICE}",
-            "Set SOLVER.AMP.ENABLED False.",
-        )
+    if cfg.SOLVER.AMP.DTYPE not in DTYPES:
+        key, choices = "SOLVER.AMP.DTYPE", " or ".join(map(repr, DTYPES))
+        raise ConfigError(key, cfg.SOLVER.AMP.DTYPE, "not a precision of autocast", f"Choose {choices}.")
     if cfg.SOLVER.IMS_PER_BATCH % world_size:
         raise ConfigError(
             "SOLVER.IMS_PER_BATCH",

@@ -124,9 +124,9 @@ CASES = {
         ["SOLVER.OPTIMIZER", "Lion"],
         ["SOLVER.OPTIMIZER = 'Lion'", "AdamW"],
     ),
-    "mixed precision on the CPU": (
-        ["SOLVER.AMP.ENABLED", True],
-        ["SOLVER.AMP.ENABLED = True", "CUDA", "False"],
+    "an unknown precision": (
+        ["SOLVER.AMP.DTYPE", "float8"],
+        ["SOLVER.AMP.DTYPE = 'float8'", "'bfloat16'"],
     ),
 }
 

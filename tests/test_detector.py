@@ -13,11 +13,11 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from mgd_det.config import student_config
-from mgd_det.detector import NotMatchedError, unpadded_mask
+from mgd_det.detector import NotMatchedError
 from mgd_det.errors import ConfigError
 from mgd_det.losses import pooled_partial_l2
 from mgd_det.matching import assign_groups, channel_cost
-from mgd_det.taps import capture, evaluating
+from mgd_det.taps import capture, evaluating, unpadded_mask
 
 
 @pytest.fixture

@@ -10,23 +10,17 @@ from detectron2.modeling import build_model
 from mgd_det import RematchHook, register_datasets
 from mgd_det.config import student_config
 from mgd_det.errors import ConfigError
-from mgd_det.rematch import MatchingImages, UpdateSchedule
+from mgd_det.rematch import MatchingImages
+from mgd_det.schedules import UpdateSchedule
 
 
 def due(schedule: UpdateSchedule, last: int) -> list[int]:
     return [i for i in range(last + 1) if schedule.due(i)]
 
 
-def test_schedule_by_period_then_slower():
-    assert due(UpdateSchedule(5, 15, 30), 100) == [0, 5, 10, 15, 30, 60, 90]
-    assert due(UpdateSchedule(4, 100, 0), 13) == [0, 4, 8, 12]
-    assert due(UpdateSchedule(4, 6, 0), 13) == [0, 4]
-    assert due(UpdateSchedule(0, 10, 0), 30) == [0]
-
-
 def test_default_schedule_over_a_coco_run(mgd_cfg):
     mgd_cfg.DISTILL.MGD.UPDATE.PERIOD = 5000
-    schedule = RematchHook(mgd_cfg).schedule
+    schedule = RematchHook(mgd_cfg).updates
     assert due(schedule, 90000) == [0, 5000, 10000, 15000, 30000, 45000, 60000, 75000, 90000]
 
 
@@ -128,3 +122,123 @@ def test_with_distillation_disabled_the_hook_does_nothing(student_cfg):
     trainer.register_hooks([RematchHook(student_cfg)])
     trainer.train()
     assert not any("mgd" in name for name in trainer.storage.histories())
+
+
+def trained(cfg, iterations: int) -> DefaultTrainer:
+    register_datasets(cfg)
+    cfg.DATASETS.TEST = ()
+    cfg.SOLVER.MAX_ITER = iterations
+    trainer = DefaultTrainer(cfg)
+    trainer.register_hooks([RematchHook(cfg)])
+    trainer.train()
+    return trainer
+
+
+def iterations_of(trainer, name: str) -> list[int]:
+    return [int(iteration) for _, iteration in trainer.storage.history(name).values()]
+
+
+def test_online_takes_the_features_of_training_steps_and_no_others(mgd_cfg):
+    """Every second step of two images; what PreciseBN runs through the model does not count."""
+    mgd_cfg.DISTILL.MGD.UPDATE.MODE = "online"
+    mgd_cfg.DISTILL.MGD.UPDATE.ONLINE_EVERY = 2
+    mgd_cfg.DISTILL.MGD.UPDATE.ONLINE_DECAY = 0.5
+    mgd_cfg.DISTILL.MGD.UPDATE.PERIOD = 3
+    mgd_cfg.TEST.PRECISE_BN.ENABLED, mgd_cfg.TEST.PRECISE_BN.NUM_ITER = True, 2
+    mgd_cfg.TEST.EVAL_PERIOD = 1
+    trainer = trained(mgd_cfg, 5)
+    assert iterations_of(trainer, "mgd/res4/match_cost") == [0, 3]
+    # The first pass saw 4 images; then steps 0, 2 and 4 add 2 each: ((4/2 + 2)/2 + 2)/2 + 2 = 4.
+    statistics = trainer.model.methods["mgd"]._statistics["res4"]
+    assert statistics.images.item() == 4
+    assert mgd_cfg.TEST.PRECISE_BN.ENABLED
+
+
+def test_online_statistics_are_those_of_the_features_seen(mgd_cfg, images):
+    from mgd_det.matching import channel_similarity
+    from mgd_det.methods import TapFeatures, TapInfo
+
+    model = build_model(mgd_cfg)
+    mgd = model.methods["mgd"]
+    info = {tap: TapInfo(2 * c, 8, True) for tap, c in mgd.channels.items()}
+    mgd.attach_teacher(info)
+    generator = torch.Generator().manual_seed(0)
+
+    def batch():
+        return {
+            tap: TapFeatures(
+                torch.randn(2, c, 4, 5, generator=generator),
+                torch.randn(2, 2 * c, 4, 5, generator=generator),
+                None,
+            )
+            for tap, c in mgd.channels.items()
+        }
+
+    first, second = batch(), batch()
+    for features in (first, second):
+        mgd.observe(features)
+        mgd.absorb(lambda tensor: None, decay=0.25)
+    old, new = (channel_similarity(b["res3"].student, b["res3"].teacher) for b in (first, second))
+    similarity = mgd._statistics["res3"].similarity
+    assert torch.allclose(similarity, (0.25 * old + new).double(), atol=1e-6)
+    assert [r.images for r in mgd.solve()] == [2, 2, 2]  # 0.25 * 2 + 2 = 2.5, rounded to even
+
+
+def test_explicit_iterations_and_an_end(mgd_cfg):
+    mgd_cfg.DISTILL.MGD.UPDATE.ITERATIONS = [1, 4]
+    mgd_cfg.DISTILL.MGD.UPDATE.UNTIL = 3
+    assert iterations_of(trained(mgd_cfg, 6), "mgd/res3/match_cost") == [0, 1]
+
+
+def test_losses_rise_fall_and_stop(mgd_cfg):
+    mgd_cfg.DISTILL.SCHEDULE.WARMUP_ITERS = 2
+    mgd_cfg.DISTILL.SCHEDULE.DECAY_ITER = 2
+    mgd_cfg.DISTILL.SCHEDULE.STOP_ITER = 4
+    trainer = trained(mgd_cfg, 6)
+    factors = [value for value, _ in trainer.storage.history("distill_weight").values()]
+    assert factors == [0.5, 1.0, 1.0, 0.5, 0.0, 0.0]
+    losses = [value for value, _ in trainer.storage.history("loss_mgd_res4").values()]
+    assert all(value > 0 for value in losses[:4])
+    assert losses[4:] == [0.0, 0.0]
+
+
+def test_stopped_losses_reach_every_parameter_and_leave_the_teacher_alone(mgd_cfg, images):
+    from detectron2.structures import Boxes, Instances
+    from detectron2.utils.events import EventStorage
+
+    model = build_model(mgd_cfg)
+    model.loss_factor = 0.0
+    for x in images:
+        x["instances"] = Instances((64, 64))
+        x["instances"].gt_boxes = Boxes(torch.tensor([[4.0, 4.0, 40.0, 40.0]]))
+        x["instances"].gt_classes = torch.tensor([0])
+    with EventStorage():
+        sum(model(images).values()).backward()
+    assert model.teacher is None
+    assert all(p.grad is not None and not p.grad.any() for p in model.methods.parameters())
+
+
+def test_a_diverged_student_stops_with_the_tap_and_keeps_the_matching(mgd_cfg, images):
+    model = build_model(mgd_cfg)
+    model.rematch([images])
+    before = model.methods["mgd"]._matchings["res3"].groups.clone()
+    model.student.backbone.bottom_up.res3[0].conv1.weight.data.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match=r"tap 'res3'.*NaN or infinite in all 2 images"):
+        model.rematch([images])
+    assert torch.equal(model.methods["mgd"]._matchings["res3"].groups, before)
+
+
+@pytest.mark.parametrize(
+    ("opts", "match"),
+    [
+        (["DISTILL.MGD.UPDATE.MODE", "sometimes"], r"UPDATE\.MODE = 'sometimes'.*\"online\""),
+        (["DISTILL.MGD.UPDATE.ONLINE_DECAY", 1.5], r"ONLINE_DECAY = 1\.5"),
+        (["DISTILL.MGD.UPDATE.ONLINE_EVERY", 0], r"ONLINE_EVERY = 0"),
+        (["DISTILL.SCHEDULE.WARMUP_ITERS", -1], r"WARMUP_ITERS = -1"),
+        (["DISTILL.SCHEDULE.DECAY_ITER", 5], r"DECAY_ITER = 5.*STOP_ITER is 0.*Set STOP_ITER"),
+    ],
+)
+def test_more_schedules_that_make_no_sense(mgd_cfg, opts, match):
+    mgd_cfg.merge_from_list(opts)
+    with pytest.raises(ConfigError, match=match):
+        RematchHook(mgd_cfg)

@@ -11,10 +11,11 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 from torch.nn import functional as F
 
+from mgd_det.checkpoint import ReportingCheckpointer
 from mgd_det.config import student_config
 from mgd_det.errors import ConfigError
 from mgd_det.taps import capture
-from mgd_det.weights import ReportingCheckpointer, convert_torchvision_resnet
+from mgd_det.torchvision_weights import convert_torchvision_resnet
 
 
 def torchvision_resnet(depth: int) -> torch.nn.Module:

@@ -65,7 +65,7 @@ def draw(
         axis_row[0].set_ylabel(title)
     figure.tight_layout(pad=0.3)
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110)
+    figure.savefig(out, dpi=85, pil_kwargs={"optimize": True})
     plt.close(figure)
 
 

@@ -42,11 +42,12 @@ class MatchReport(NamedTuple):
     name: str  # of the tap, as in the method's losses
     cost: float  # mean over the matched pairs, 0 to 4
     changed: float  # share of used teacher channels that changed partner; 1 the first time
-    images: int  # the statistics come from
+    images: int  # that the statistics come from, older ones decayed
+    skipped: int  # images left out because their features were not finite
 
 
 class Method(nn.Module):
-    """Base class. Subclasses define `forward` and, where they match channels, the other three.
+    """Base class. Subclasses define `forward`, `loss_names` and, where they match channels, the rest.
 
     Learned parts (norms, adapters) are ordinary parameters of the module, and what else must survive a
     resume goes through `get_extra_state` / `set_extra_state`; both end up in the trainer's checkpoint,
@@ -74,15 +75,24 @@ class Method(nn.Module):
         """Named scalar losses, weights applied; names start with `loss_`."""
         raise NotImplementedError
 
-    def observe(self, features: Mapping[str, TapFeatures]) -> None:
-        """Take the features of one batch of a matching pass into the statistics."""
+    @property
+    def loss_names(self) -> list[str]:
+        """Names of the losses that `forward` returns."""
+        raise NotImplementedError
 
-    def solve(self, sum_over_ranks: Callable[[Tensor], None]) -> list[MatchReport]:
-        """Sum what was observed over all processes, solve the matching from it, and forget it.
+    def observe(self, features: Mapping[str, TapFeatures]) -> None:
+        """Gather statistics for the matching from the features of one batch."""
+
+    def absorb(self, sum_over_ranks: Callable[[Tensor], None], decay: float) -> None:
+        """Take what was observed by all processes into the statistics that the matching is solved from.
 
         Args:
             sum_over_ranks: replaces a tensor, in place, by its sum over all processes.
+            decay: what earlier statistics count from now on; 0 forgets them.
         """
+
+    def solve(self) -> list[MatchReport]:
+        """Solve the matching from the absorbed statistics."""
         return []
 
     def attach_teacher(self, teacher: Mapping[str, TapInfo]) -> None:

@@ -47,6 +47,7 @@ class MGD(Method):
             are the moments of its output, else empirical.
         norm: on the student's features, in training only: "GN", "BN", or "" for none.
         weights: of the loss, one for all taps or one for each.
+        spread: use every teacher channel also where the student's number does not divide theirs.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class MGD(Method):
         margin: str = "auto",
         norm: str = "GN",
         weights: Sequence[float] = (0.05,),
+        spread: bool = False,
     ) -> None:
         super().__init__()
         self.taps = list(channels)
@@ -76,12 +78,14 @@ class MGD(Method):
             )
         self.reducer = found
         self.margin_kind = margin
+        self.spread = spread
         self.weights = dict(zip(self.taps, [*weights] * (len(self.taps) // len(weights))))
         self.norms = nn.ModuleDict({tap: STUDENT_NORMS[norm](c) for tap, c in channels.items()})
         self.channels = dict(channels)
         self._teacher: Mapping[str, TapInfo] = {}
         self._matchings: dict[str, Matching] = {}
-        self._statistics: dict[str, MatchingStatistics] = {}
+        self._observed: dict[str, MatchingStatistics] = {}  # by this process, since the last absorb
+        self._statistics: dict[str, MatchingStatistics] = {}  # the same in all processes
         self._generator: torch.Generator | None = None
         self._random_state: dict[str, Any] = {}
 
@@ -100,6 +104,7 @@ class MGD(Method):
             margin=cfg.MARGIN,
             norm=cfg.NORM,
             weights=cfg.WEIGHTS,
+            spread=cfg.SPREAD,
         )
 
     def attach_teacher(self, teacher: Mapping[str, TapInfo]) -> None:
@@ -117,6 +122,10 @@ class MGD(Method):
     @property
     def ready(self) -> bool:  # type: ignore[override]
         return all(tap in self._matchings for tap in self.taps)
+
+    @property
+    def loss_names(self) -> list[str]:
+        return [f"loss_mgd_{tap}" for tap in self.taps]
 
     def forward(self, features: Mapping[str, TapFeatures]) -> dict[str, Tensor]:
         losses = {}
@@ -136,20 +145,33 @@ class MGD(Method):
     def observe(self, features: Mapping[str, TapFeatures]) -> None:
         for tap in self.taps:
             student, teacher, mask = features[tap]
-            if tap not in self._statistics:
-                self._statistics[tap] = MatchingStatistics(student.shape[1], teacher.shape[1], student.device)
-            self._statistics[tap].add(student, teacher, mask)
+            if tap not in self._observed:
+                self._observed[tap] = MatchingStatistics(student.shape[1], teacher.shape[1], student.device)
+            self._observed[tap].add(student, teacher, mask)
 
-    def solve(self, sum_over_ranks: Callable[[Tensor], None]) -> list[MatchReport]:
-        statistics, self._statistics = self._statistics, {}
-        return [self._solve_tap(tap, statistics[tap], sum_over_ranks) for tap in self.taps]
+    def absorb(self, sum_over_ranks: Callable[[Tensor], None], decay: float) -> None:
+        observed, self._observed = self._observed, {}
+        for tap in self.taps:
+            observed[tap].reduce(sum_over_ranks)
+            if decay and tap in self._statistics:
+                self._statistics[tap].decay_and_add(decay, observed[tap])
+            else:
+                self._statistics[tap] = observed[tap]
 
-    def _solve_tap(
-        self, tap: str, statistics: MatchingStatistics, sum_over_ranks: Callable[[Tensor], None]
-    ) -> MatchReport:
-        statistics.reduce(sum_over_ranks)
+    def solve(self) -> list[MatchReport]:
+        return [self._solve_tap(tap, self._statistics[tap]) for tap in self.taps]
+
+    def _solve_tap(self, tap: str, statistics: MatchingStatistics) -> MatchReport:
+        if not statistics.images.item() > 0:
+            raise FloatingPointError(
+                f"the features at tap {tap!r} were NaN or infinite in all {int(statistics.skipped.item())} "
+                "images of the matching pass: the student has diverged, or the teacher is broken"
+            )
         cost = statistics.cost().cpu()
-        groups = assign_one_to_one(cost) if self.reducer.one_to_one else assign_groups(cost)
+        if self.reducer.one_to_one:
+            groups = assign_one_to_one(cost)
+        else:
+            groups = assign_groups(cost, spread=self.spread)
         batch_norm = self._teacher[tap].batch_norm
         if self.margin_kind == "empirical" or batch_norm is None:
             margin = statistics.margin()
@@ -165,7 +187,8 @@ class MGD(Method):
             name=f"mgd/{tap}",
             cost=assignment_cost(cost, groups),
             changed=1.0 if before is None else changed_share(before.groups, groups, num_teacher),
-            images=int(statistics.images.item()),
+            images=round(statistics.images.item()),
+            skipped=round(statistics.skipped.item()),
         )
 
     def _matching(self, tap: str, device: torch.device) -> Matching:
@@ -189,7 +212,11 @@ class MGD(Method):
         if self._generator is not None:
             device = self._generator.device.type
             self._random_state = {"device": device, "state": self._generator.get_state()}
-        return {"matchings": matchings, "random": self._random_state}
+        statistics = {
+            tap: {name: tensor.cpu() for name, tensor in statistics.sums.items()}
+            for tap, statistics in self._statistics.items()
+        }
+        return {"matchings": matchings, "statistics": statistics, "random": self._random_state}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         matchings = state["matchings"]
@@ -201,6 +228,10 @@ class MGD(Method):
                 "Resume with the taps of that run, or start a new run in another OUTPUT_DIR.",
             )
         self._matchings = {tap: Matching(**matching) for tap, matching in matchings.items()}
+        self._statistics = {
+            tap: MatchingStatistics.from_sums(sums, torch.device("cpu"))
+            for tap, sums in state["statistics"].items()
+        }
         self._random_state, self._generator = dict(state["random"]), None
 
 
