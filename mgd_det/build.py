@@ -13,7 +13,7 @@ from .config import DISTILLER
 from .errors import ConfigError
 from .methods import Method, TapInfo, find_method, method_names
 from .rng import isolated_rng
-from .taps import UnknownTap, inspect_taps
+from .taps import UnknownTap, inspect_taps, sides
 
 
 def build_student(cfg: CfgNode) -> nn.Module:
@@ -44,10 +44,11 @@ def build_methods(cfg: CfgNode, student: nn.Module) -> dict[str, Method]:
 
         def inspect(taps: Sequence[str], key: str = f"DISTILL.{name.upper()}.TAPS") -> Any:
             try:
-                return inspect_taps(student, taps)
+                found = inspect_taps(student, [sides(tap)[0] for tap in taps])
             except UnknownTap as error:
                 problem = f"the student has not all of these: {error}"
                 raise ConfigError(key, list(taps), problem, "Name taps from that list.") from error
+            return {tap: found[sides(tap)[0]] for tap in taps}
 
         # Adapters draw their initial values aside: the student's are the same with and without them.
         with isolated_rng():

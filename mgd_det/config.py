@@ -63,11 +63,15 @@ def add_mgd_config(cfg: CfgNode) -> None:
     # Matching Guided Distillation (ECCV 2020).
     cfg.DISTILL.MGD = CfgNode()
     # Where student and teacher are compared: "res2" .. "res5" (last block of the stage, before the
-    # ReLU), "p2" .. "p7" (FPN outputs).
+    # ReLU), "res2_relu" .. (after it), "p2" .. "p7" (FPN outputs), or the path of any module inside the
+    # backbone, such as "bottom_up.res4.0"; "a=b" is the student's a against the teacher's b.
     cfg.DISTILL.MGD.TAPS = ["res3", "res4", "res5"]
     # Loss weight, one for all taps or one for each. The loss is a mean over all unpadded elements, so
     # a weight means the same at any batch size, image size and number of GPUs.
     cfg.DISTILL.MGD.WEIGHTS = [0.05]
+    # "mean", as said, or "reference": the sum over all elements, padding included, divided by the
+    # reference implementation's constants for res2 .. res5 and by the global batch size.
+    cfg.DISTILL.MGD.REDUCTION = "mean"
     # How the teacher channels of a group become one target: "absolute_max" ("amp", the paper's choice
     # for detection), "sparse" ("sm"), "random_drop" ("rd"), "simple_max" ("sp").
     cfg.DISTILL.MGD.REDUCER = "absolute_max"

@@ -9,13 +9,14 @@ from typing import Any, Callable
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.utils import comm
 from torch import Tensor, nn
 
 from .build import build_methods, build_student, check_strides, taps_key
 from .errors import ConfigError
 from .methods import MatchReport, Method, TapFeatures
 from .rng import isolated_rng
-from .taps import UnknownTap, capture, evaluating, inspect_taps, unpadded_mask
+from .taps import UnknownTap, capture, evaluating, inspect_taps, sides, unpadded_mask
 from .teacher import CONFIG_KEY, Teacher, TeacherSpec
 
 logger = logging.getLogger("detectron2." + __name__)
@@ -88,7 +89,7 @@ class DistilledDetector(nn.Module):
         """
         if not self.methods or self.teacher is not None:
             return
-        student = inspect_taps(self.student, self.taps)
+        student = _by_tap(inspect_taps(self.student, _names(self.taps, 0)), self.taps, 0)
         for tap, info in student.items():
             if not info.trainable:
                 raise ConfigError(
@@ -101,7 +102,7 @@ class DistilledDetector(nn.Module):
         teacher = self.teacher_spec.load(self.device)
         self._check_formats(teacher)
         try:
-            infos = inspect_taps(teacher.model, self.taps)
+            infos = _by_tap(inspect_taps(teacher.model, _names(self.taps, 1)), self.taps, 1)
         except UnknownTap as error:
             raise ConfigError(
                 CONFIG_KEY,
@@ -112,6 +113,7 @@ class DistilledDetector(nn.Module):
         check_strides(self.methods, student, infos)
         for method in self.methods.values():
             method.attach_teacher(infos)
+            method.num_ranks = comm.get_world_size()
         self._strides = {tap: info.stride for tap, info in student.items()}
         self.teacher = teacher
 
@@ -128,7 +130,7 @@ class DistilledDetector(nn.Module):
                 "mgd_det.RematchHook(cfg) with the trainer, or call rematch() with batches of images"
             )
         batched_inputs = self._to_device(batched_inputs)
-        with capture(self.student.backbone, self.taps) as student:
+        with capture(self.student.backbone, _names(self.taps, 0)) as student:
             losses = self.student(batched_inputs)
         features = self._pair(student, batched_inputs)
         for method in self.methods.values():
@@ -166,7 +168,7 @@ class DistilledDetector(nn.Module):
             for batch in batches:
                 batch = self._to_device(batch)
                 pixels = self.student.preprocess_image(batch).tensor
-                with capture(self.student.backbone, self.taps, stop=True) as student:
+                with capture(self.student.backbone, _names(self.taps, 0), stop=True) as student:
                     self.student.backbone(pixels)
                 features = self._pair(student, batch)
                 for method in self.methods.values():
@@ -216,10 +218,11 @@ class DistilledDetector(nn.Module):
     ) -> dict[str, TapFeatures]:
         """Run the teacher on the same images and line up the two networks' features."""
         images = [x["image"] for x in batched_inputs]
-        teacher = self.teacher.features(images, self.input_format, self.taps)
+        teacher = self.teacher.features(images, self.input_format, _names(self.taps, 1))
         paired = {}
         for tap in self.taps:
-            s, t = student[tap], teacher[tap]
+            student_name, teacher_name = sides(tap)
+            s, t = student[student_name], teacher[teacher_name]
             # The networks may pad to different multiples, always at the right and bottom.
             height, width = (min(a, b) for a, b in zip(s.shape[2:], t.shape[2:]))
             s, t = s[..., :height, :width], t[..., :height, :width]
@@ -266,3 +269,12 @@ def _to_cpu(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _to_cpu(item) for key, item in value.items()}
     return value
+
+
+def _names(taps: Sequence[str], side: int) -> list[str]:
+    """Names of the taps in the student (side 0) or the teacher (side 1), each once."""
+    return list(dict.fromkeys(sides(tap)[side] for tap in taps))
+
+
+def _by_tap(found: Mapping[str, Any], taps: Sequence[str], side: int) -> dict[str, Any]:
+    return {tap: found[sides(tap)[side]] for tap in taps}

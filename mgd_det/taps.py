@@ -1,14 +1,15 @@
 """Reading features out of stock Detectron2 networks, through hooks that live for one forward pass.
 
-Names of taps: `res2` .. `res5` are the residual sums of a ResNet stage's last block *before* the ReLU;
-`p2` .. `p7` are outputs of the FPN, which have no ReLU.
+Names of taps: `res2` .. `res5` are the residual sums of a ResNet stage's last block *before* the ReLU,
+`res2_relu` .. the same after it; `p2` .. `p7` are outputs of the FPN, which have no ReLU; any other name is
+the path of a module inside the backbone. `student_name=teacher_name` takes another tap of the teacher.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Callable
+from typing import Any, Callable, Union
 
 import torch
 from detectron2.layers import FrozenBatchNorm2d
@@ -77,28 +78,59 @@ class BackboneOutput:
         return [self.backbone.register_forward_hook(emit_output)]
 
 
+class ModuleOutput:
+    """What a module of the backbone returns."""
+
+    norm = None
+
+    def __init__(self, module: Any, *, copy: bool) -> None:
+        self.module, self.copy = module, copy
+
+    def attach(self, emit: Emit) -> list[Any]:
+        def emit_output(module: nn.Module, args: Any, output: Any) -> None:
+            # The network may go on to change it in place.
+            emit(output.clone() if self.copy and isinstance(output, Tensor) else output)
+
+        return [self.module.register_forward_hook(emit_output)]
+
+
+Tap = Union[ResidualSum, BackboneOutput, ModuleOutput]
+
+
 class UnknownTap(LookupError):
     """The network has no tap of that name; the message lists those it has."""
 
 
-def find_tap(backbone: Any, name: str) -> ResidualSum | BackboneOutput:
+def sides(tap: str) -> tuple[str, str]:
+    """The names of a tap in the student and in the teacher."""
+    student, _, teacher = tap.partition("=")
+    return student, teacher or student
+
+
+def find_tap(backbone: Any, name: str) -> Tap:
     """Locate a tap in a backbone, with or without an FPN around it.
 
     Raises:
         UnknownTap: there is no such tap.
     """
     bottom_up = getattr(backbone, "bottom_up", backbone)
-    blocks = {
-        stage: blocks[-1]
-        for stage, blocks in bottom_up.named_children()
+    stages = {
+        name: blocks
+        for name, blocks in bottom_up.named_children()
         if isinstance(blocks, nn.Sequential) and _is_residual(blocks[-1])
     }
     outputs = [] if backbone is bottom_up else list(backbone.output_shape())
-    if name in blocks:
-        return ResidualSum(blocks[name])
+    if name in stages:
+        return ResidualSum(stages[name][-1])
+    if name.endswith("_relu") and name[: -len("_relu")] in stages:
+        return ModuleOutput(stages[name[: -len("_relu")]], copy=False)
     if name in outputs:
         return BackboneOutput(backbone, name)
-    raise UnknownTap(f"it has the taps {[*blocks, *outputs]}")
+    modules = dict(backbone.named_modules())
+    if name and name in modules:
+        return ModuleOutput(modules[name], copy=True)
+    stages_relu = [f"{stage}_relu" for stage in stages]
+    raise UnknownTap(f"it has the taps {[*stages, *stages_relu, *outputs]}, and its modules' paths")
 
 
 def _is_residual(block: Any) -> bool:
@@ -125,7 +157,7 @@ def capture(backbone: Any, names: Sequence[str], *, stop: bool = False) -> Itera
     def emitter(name: str) -> Emit:
         def emit(tensor: Tensor) -> None:
             features[name] = tensor
-            if stop and len(features) == len(names):
+            if stop and len(features) == len(set(names)):
                 raise _Complete
 
         return emit
@@ -181,6 +213,10 @@ def inspect_taps(detector: Any, names: Sequence[str]) -> dict[str, TapInfo]:
     zeros = torch.zeros(1, len(detector.pixel_mean), size, size, device=detector.pixel_mean.device)
     with evaluating(detector), torch.enable_grad(), capture(backbone, names, stop=True) as features:
         backbone(zeros)
+    for name in names:
+        shape = getattr(features.get(name), "shape", ())
+        if len(shape) != 4:
+            raise UnknownTap(f"its module {name!r} gives no (N, C, H, W) features in a forward pass")
     return {
         name: TapInfo(
             channels=features[name].shape[1],

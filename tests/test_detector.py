@@ -169,6 +169,18 @@ def test_gradients_reach_the_student_and_the_norms(detector, labelled):
     assert all(p.grad is not None for p in detector.methods.parameters())
 
 
+def test_a_tap_can_be_another_one_on_each_side(mgd_cfg, images):
+    """The student's res4 by name, the teacher's by path, before and after the ReLU."""
+    mgd_cfg.DISTILL.MGD.TAPS = ["res4=bottom_up.res4.5", "res3_relu"]
+    detector = build_model(mgd_cfg)
+    reports = detector.rematch([images])
+    assert [r.name for r in reports] == ["mgd/res4=bottom_up.res4.5", "mgd/res3_relu"]
+    margin = detector.methods["mgd"]._matchings["res3_relu"].margin
+    assert not margin.any()  # nothing is negative behind a ReLU
+    state = detector.distill_state()
+    build_model(mgd_cfg).load_distill_state(state)
+
+
 def test_disabled_it_has_no_methods_and_no_teacher(mgd_cfg, labelled):
     mgd_cfg.DISTILL.ENABLED = False
     detector = build_model(mgd_cfg)

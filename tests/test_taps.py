@@ -86,6 +86,24 @@ def test_all_stages_and_fpn_levels_of_a_retinanet(backbone):
     assert [f.shape[1] for f in features.values()] == [64, 128, 256, 512, 16, 16]
 
 
+def test_taps_after_the_relu_and_by_path(backbone):
+    """A module's output as it was when it was returned, though the block goes on to change it in place."""
+    names = ["res3", "res3_relu", "bottom_up.res3.1.conv2", "bottom_up.res4.0"]
+    x = torch.randn(1, 3, 64, 64)
+    backbone.eval()
+    with torch.no_grad(), capture(backbone, names) as features:
+        backbone(x)
+    assert torch.equal(features["res3_relu"], F.relu(features["res3"]))
+    bottom_up = backbone.bottom_up
+    with torch.no_grad():
+        inside = bottom_up.res3[0](bottom_up.res2(bottom_up.stem(x)))
+        conv2 = bottom_up.res3[1].conv2(F.relu(bottom_up.res3[1].conv1(inside)))
+        assert torch.allclose(features["bottom_up.res3.1.conv2"], conv2, atol=1e-5)
+        assert torch.allclose(
+            features["bottom_up.res4.0"], bottom_up.res4[0](bottom_up.res3[1](inside)), atol=1e-5
+        )
+
+
 def test_no_hook_stays_behind(backbone):
     def hooks():
         return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in backbone.modules())
@@ -152,6 +170,11 @@ def test_evaluating_gives_every_module_its_mode_back_after_an_error():
         assert not any(m.training for m in model.modules())
         _ = 1 / 0
     assert [m.training for m in model.modules()] == [True, True, False, False]
+
+
+def test_a_module_without_feature_maps_is_no_tap(student_cfg):
+    with pytest.raises(UnknownTap, match=r"'bottom_up' gives no \(N, C, H, W\) features"):
+        inspect_taps(build_student(student_cfg), ["bottom_up"])
 
 
 def test_batch_norm_parameters_are_reported_only_where_they_are_moments(student_cfg):

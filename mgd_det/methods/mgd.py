@@ -24,6 +24,9 @@ from .base import MatchReport, Method, TapFeatures, TapInfo, register_method
 
 MARGINS = ("auto", "batch_norm", "empirical")
 
+# The reference implementation divides its sums by these, besides the global batch size.
+REFERENCE_DIVISORS = {"res2": 5e7, "res3": 5e7, "res4": 5e6, "res5": 5e6}
+
 
 class Matching(NamedTuple):
     """The solved matching of one tap."""
@@ -47,6 +50,8 @@ class MGD(Method):
             are the moments of its output, else empirical.
         norm: on the student's features, in training only: "GN", "BN", or "" for none.
         weights: of the loss, one for all taps or one for each.
+        reduction: "mean" over all unpadded elements, or "reference": the sum over all elements, divided
+            by the reference implementation's constants and the global batch size.
         spread: use every teacher channel also where the student's number does not divide theirs.
     """
 
@@ -58,6 +63,7 @@ class MGD(Method):
         margin: str = "auto",
         norm: str = "GN",
         weights: Sequence[float] = (0.05,),
+        reduction: str = "mean",
         spread: bool = False,
     ) -> None:
         super().__init__()
@@ -69,6 +75,15 @@ class MGD(Method):
             raise _unknown("MARGIN", margin, MARGINS)
         if norm not in STUDENT_NORMS:
             raise _unknown("NORM", norm, STUDENT_NORMS)
+        if reduction not in ("mean", "reference"):
+            raise _unknown("REDUCTION", reduction, ("mean", "reference"))
+        if reduction == "reference" and not set(channels) <= set(REFERENCE_DIVISORS):
+            raise ConfigError(
+                "DISTILL.MGD.REDUCTION",
+                reduction,
+                f"the reference has constants for the taps {list(REFERENCE_DIVISORS)} alone",
+                'Use those taps, or "mean".',
+            )
         if len(weights) not in (1, len(self.taps)):
             raise ConfigError(
                 "DISTILL.MGD.WEIGHTS",
@@ -78,9 +93,9 @@ class MGD(Method):
             )
         self.reducer = found
         self.margin_kind = margin
-        self.spread = spread
+        self.reduction, self.spread = reduction, spread
         self.weights = dict(zip(self.taps, [*weights] * (len(self.taps) // len(weights))))
-        self.norms = nn.ModuleDict({tap: STUDENT_NORMS[norm](c) for tap, c in channels.items()})
+        self.norms = nn.ModuleDict({_key(tap): STUDENT_NORMS[norm](c) for tap, c in channels.items()})
         self.channels = dict(channels)
         self._teacher: Mapping[str, TapInfo] = {}
         self._matchings: dict[str, Matching] = {}
@@ -104,6 +119,7 @@ class MGD(Method):
             margin=cfg.MARGIN,
             norm=cfg.NORM,
             weights=cfg.WEIGHTS,
+            reduction=cfg.REDUCTION,
             spread=cfg.SPREAD,
         )
 
@@ -130,17 +146,22 @@ class MGD(Method):
     def forward(self, features: Mapping[str, TapFeatures]) -> dict[str, Tensor]:
         losses = {}
         for tap in self.taps:
-            student, teacher, mask = features[tap]
-            groups, margin, _ = self._matching(tap, student.device)
-            student = self.norms[tap](student, mask)
-            if self.reducer.features is absolute_max:
-                loss = pooled_partial_l2(student, teacher, groups, margin, "mean", mask)
-            else:
-                random = {"generator": self._rng(student.device)} if self.reducer.random else {}
-                target = self.reducer.features(teacher, groups, **random)
-                loss = partial_l2(student, target, margin, "mean", mask)
+            loss = self._loss(tap, *features[tap])
             losses[f"loss_mgd_{tap}"] = loss * self.weights[tap]
         return losses
+
+    def _loss(self, tap: str, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+        groups, margin, _ = self._matching(tap, student.device)
+        reduction, divisor = "mean", 1.0
+        if self.reduction == "reference":  # which counts padding, too
+            mask, reduction = None, "sum"
+            divisor = REFERENCE_DIVISORS[tap] * len(student) * self.num_ranks
+        student = self.norms[_key(tap)](student, mask)
+        if self.reducer.features is absolute_max:
+            return pooled_partial_l2(student, teacher, groups, margin, reduction, mask) / divisor
+        random = {"generator": self._rng(student.device)} if self.reducer.random else {}
+        target = self.reducer.features(teacher, groups, **random)
+        return partial_l2(student, target, margin, reduction, mask) / divisor
 
     def observe(self, features: Mapping[str, TapFeatures]) -> None:
         for tap in self.taps:
@@ -233,6 +254,11 @@ class MGD(Method):
             for tap, sums in state["statistics"].items()
         }
         self._random_state, self._generator = dict(state["random"]), None
+
+
+def _key(tap: str) -> str:
+    """A tap's name as torch allows it for a module."""
+    return tap.replace(".", "/")
 
 
 def _unknown(key: str, value: str, known: Any) -> ConfigError:
