@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable
 
@@ -18,8 +17,6 @@ from .methods import MatchReport, Method, TapFeatures
 from .rng import isolated_rng
 from .taps import UnknownTap, capture, evaluating, inspect_taps, sides, unpadded_mask
 from .teacher import CONFIG_KEY, Teacher, TeacherSpec
-
-logger = logging.getLogger("detectron2." + __name__)
 
 REVERSIBLE_FORMATS = ("RGB", "BGR")
 
@@ -240,10 +237,10 @@ class DistilledDetector(nn.Module):
                 "Give the student the teacher's format.",
             )
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DistilledDetector:
-        if self.teacher is not None:
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> DistilledDetector:
+        if self.teacher is not None:  # follows `.to()`, `.cuda()` ..
             self.teacher.apply(fn)
-        return super()._apply(fn, recurse)
+        return super()._apply(fn, *args, **kwargs)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """The student's, under its stock names."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +18,6 @@ from .config import load_config, student_config
 from .errors import ConfigError
 from .rng import isolated_rng
 from .taps import capture
-
-logger = logging.getLogger("detectron2." + __name__)
 
 CONFIG_KEY, WEIGHTS_KEY = "DISTILL.TEACHER.CONFIG_FILE", "DISTILL.TEACHER.WEIGHTS"
 

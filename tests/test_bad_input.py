@@ -80,7 +80,7 @@ CASES = {
     ),
     "an unknown tap": (
         ["DISTILL.MGD.TAPS", ["res3", "res9"]],
-        ["DISTILL.MGD.TAPS", "res9", "'res2', 'res3', 'res4', 'res5', 'p3'"],
+        ["DISTILL.MGD.TAPS", "res9", "'res2', 'res3', 'res4', 'res5', 'res2_relu'", "'p3'"],
     ),
     "no taps": (["DISTILL.MGD.TAPS", []], ["DISTILL.MGD.TAPS = []", "Name each tap once"]),
     "a tap twice": (["DISTILL.MGD.TAPS", ["res3", "res3"]], ["DISTILL.MGD.TAPS", "twice"]),

@@ -30,12 +30,12 @@ SDIST = "pb1-detectron2"
 VERSION = "0.6"
 SHA256 = "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29"
 MIN_PYTHON = (3, 9)
-MIN_TORCH = (1, 10)
+MIN_TORCH = (2, 3)
 
 # What 0.6 imports. Its setup.py also asks for black, future and pydot, which it never needs, and
 # for an iopath older than the one that works.
 REQUIRES = (
-    *("torch>=1.10", "torchvision", "numpy", "Pillow>=7.1", "matplotlib", "pycocotools>=2.0.2"),
+    *("torch>=2.3", "torchvision", "numpy", "Pillow>=7.1", "matplotlib", "pycocotools>=2.0.2"),
     *("fvcore>=0.1.5,<0.1.6", "iopath>=0.1.7", "omegaconf>=2.1", "hydra-core>=1.1", "yacs>=0.1.8"),
     *("cloudpickle", "tabulate", "tensorboard", "termcolor>=1.1", "tqdm>4.29.0"),
 )
