@@ -10,7 +10,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
 from .config import DISTILLER
-from .errors import ConfigError
+from .errors import ConfigError, explained
 from .methods import Method, TapInfo, find_method, method_names
 from .rng import isolated_rng
 from .taps import UnknownTap, inspect_taps, sides
@@ -26,14 +26,15 @@ def build_student(cfg: CfgNode) -> nn.Module:
             "not the name of a stock meta-architecture",
             'Name one of Detectron2\'s, for example "RetinaNet" or "GeneralizedRCNN".',
         )
-    return META_ARCH_REGISTRY.get(name)(cfg)
+    with explained("DISTILL.STUDENT_ARCHITECTURE", name):
+        return META_ARCH_REGISTRY.get(name)(cfg)
 
 
 def build_methods(cfg: CfgNode, student: nn.Module) -> dict[str, Method]:
     """The methods of `DISTILL.METHODS`, fitted to the student's taps."""
     methods = {}
     for name in cfg.DISTILL.METHODS:
-        method = find_method(name)
+        method = find_method(name) if isinstance(name, str) else None
         if method is None:
             raise ConfigError(
                 "DISTILL.METHODS",

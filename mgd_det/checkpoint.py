@@ -9,8 +9,10 @@ import re
 from collections import Counter
 from typing import IO, Any, Callable, NamedTuple
 
+import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
 from torch import nn
 
 from .errors import ConfigError
@@ -124,6 +126,11 @@ class ReportingCheckpointer(DetectionCheckpointer):
             state = checkpoint["model"]
             if not hasattr(state, "items"):
                 raise TypeError(f"its entry 'model' is a {type(state).__name__}, not a table of tensors")
+            for name, value in state.items():
+                if not isinstance(name, str) or not isinstance(value, (torch.Tensor, np.ndarray)):
+                    raise TypeError(
+                        f"its weights should be tensors by name, and {name!r} is a {type(value).__name__}"
+                    )
         except _Refused as error:
             raise ConfigError(
                 self.key,
@@ -137,6 +144,7 @@ class ReportingCheckpointer(DetectionCheckpointer):
             pickle.UnpicklingError,
         ) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = reason.split(". ")[0]  # without torch's advice, which is not ours
             raise ConfigError(
                 self.key,
                 self._path,
@@ -175,15 +183,52 @@ class ReportingCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: Any) -> Any:
         incompatible = super()._load_model(checkpoint)
         mismatched = [f"{k} {tuple(a)} vs {tuple(b)}" for k, a, b in incompatible.incorrect_shapes]
-        missing = list(dict.fromkeys(incompatible.missing_keys))
-        loaded = len(self.model.state_dict()) - len(missing)
+        missing = list(dict.fromkeys(filter(_counts, incompatible.missing_keys)))
+        loaded = sum(map(_counts, self.model.state_dict())) - len(missing)
         unused = list(incompatible.unexpected_keys)
         self.report = LoadReport(self._path, loaded, missing, unused, mismatched)
+        if not loaded:
+            raise ConfigError(
+                self.key,
+                self._path,
+                f"nothing in it fits the {self.role}: {self.report}",
+                "Give weights of this architecture.",
+            )
         logger.log(logging.WARNING if missing else logging.INFO, "%s: %s", self.role, self.report)
         return incompatible
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         """The report says it all."""
+
+
+def checkpoint_hooks(cfg: CfgNode, *, resume: bool) -> dict[str, Any]:
+    """States of the hooks in the last checkpoint of a run that is to be resumed; {} where there is none."""
+    folder = cfg.OUTPUT_DIR
+    if not resume or not os.path.isfile(os.path.join(folder, "last_checkpoint")):
+        return {}
+    with open(os.path.join(folder, "last_checkpoint")) as f:
+        path = os.path.join(folder, f.read().strip())
+    if not os.path.isfile(path):
+        raise ConfigError(
+            "OUTPUT_DIR",
+            folder,
+            f"its file last_checkpoint names {os.path.basename(path)!r}, which is not there",
+            "Write the name of a checkpoint that is into it, or start anew without --resume.",
+        )
+    return _trainer_state(path).get("hooks", {})
+
+
+def _trainer_state(path: str) -> dict[str, Any]:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True).get("trainer", {})
+    except (RuntimeError, EOFError, pickle.UnpicklingError, AttributeError) as error:
+        remedy = "Name an earlier checkpoint in OUTPUT_DIR/last_checkpoint."
+        raise ConfigError("--resume", path, f"cannot be read ({type(error).__name__})", remedy) from error
+
+
+def _counts(name: str) -> bool:
+    """Whether a tensor matters to a load report; torch fills these counters in by itself."""
+    return not name.endswith("num_batches_tracked")
 
 
 def _check_plain(filename: str) -> None:

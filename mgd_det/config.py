@@ -107,7 +107,12 @@ def add_mgd_config(cfg: CfgNode) -> None:
 
 
 def load_config(
-    path: str, opts: Sequence[str] = (), *, device: str = "", key: str = "--config-file"
+    path: str,
+    opts: Sequence[str] = (),
+    *,
+    device: str = "",
+    key: str = "--config-file",
+    opts_key: str = "overrides",
 ) -> CfgNode:
     """Read a config file with this project's keys allowed, then apply overrides.
 
@@ -115,7 +120,7 @@ def load_config(
         path: of a yaml file.
         opts: "KEY", "value", ... applied last.
         device: MODEL.DEVICE, applied before `opts`; empty leaves the file's.
-        key: how an error names the file.
+        key, opts_key: how an error names the file and the overrides.
 
     Raises:
         ConfigError: no such file, not a config, unknown keys or values of a wrong type.
@@ -135,8 +140,8 @@ def load_config(
         cfg.merge_from_list(list(opts))
     except (KeyError, ValueError, AssertionError, AttributeError) as error:
         reason = " ".join(str(error.args[0] if error.args else error).split())
-        remedy = "Give KEY VALUE pairs of keys that exist."
-        raise ConfigError("overrides", list(opts), reason, remedy) from error
+        remedy = "Give KEY VALUE pairs: keys that exist, values of their types."
+        raise ConfigError(opts_key, list(opts), reason, remedy) from error
     return cfg
 
 

@@ -14,7 +14,11 @@ from .config import DISTILLER
 from .errors import ConfigError
 
 REGISTER_KEY = "DATASETS.REGISTER"
-_CLASS_COUNT_KEYS = {"RetinaNet": "MODEL.RETINANET.NUM_CLASSES"}
+_CLASS_COUNT_KEYS = {
+    "RetinaNet": "MODEL.RETINANET.NUM_CLASSES",
+    "GeneralizedRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
+    "PanopticFPN": "MODEL.ROI_HEADS.NUM_CLASSES",
+}
 
 
 def register_datasets(cfg: CfgNode) -> None:
@@ -45,12 +49,13 @@ def register_datasets(cfg: CfgNode) -> None:
         register_coco_instances(name, {}, annotations, root)
 
 
-def check_datasets(cfg: CfgNode, *, training: bool) -> None:
+def check_datasets(cfg: CfgNode, *, training: bool, model: CfgNode | None = None) -> None:
     """Check the data sets that a run will use, as far as can be done without loading images.
 
     Args:
         cfg: a config whose `DATASETS.REGISTER` has been registered.
         training: whether DATASETS.TRAIN is used, beside DATASETS.TEST.
+        model: the config of the model that predicts, where it is not `cfg`.
 
     Raises:
         ConfigError: a set is not registered, lacks its files, is not COCO format, has no boxes to
@@ -59,6 +64,8 @@ def check_datasets(cfg: CfgNode, *, training: bool) -> None:
     registered = {entry[0] for entry in cfg.DATASETS.REGISTER}
     if training and not cfg.DATASETS.TRAIN:
         raise ConfigError("DATASETS.TRAIN", (), "no training set is named", "Name at least one.")
+    if not training and not cfg.DATASETS.TEST:
+        raise ConfigError("DATASETS.TEST", (), "there is nothing to evaluate on", "Name at least one set.")
     uses = [("DATASETS.TRAIN", name) for name in (cfg.DATASETS.TRAIN if training else ())]
     uses += [("DATASETS.TEST", name) for name in cfg.DATASETS.TEST]
     for key, name in uses:
@@ -73,12 +80,13 @@ def check_datasets(cfg: CfgNode, *, training: bool) -> None:
         _check_files(key, name, metadata)
         if name in registered:
             content = _read_coco(name, metadata.json_file)
+            _check_ids(name, metadata.json_file, content)
             num_classes = len(content["categories"])
             if key == "DATASETS.TRAIN":
                 _check_boxes(name, metadata.json_file, content)
         else:  # a set of millions of boxes is not read twice; its classes are known where it says so
             num_classes = len(metadata.get("thing_classes") or ())
-        _check_class_count(cfg, name, num_classes)
+        _check_class_count(model or cfg, key, name, num_classes)
 
 
 def _check_files(key: str, name: str, metadata: Any) -> None:
@@ -102,9 +110,25 @@ def _read_coco(name: str, path: str) -> dict[str, Any]:
     except (ValueError, IsADirectoryError) as error:
         raise ConfigError(REGISTER_KEY, name, f"{path} is not JSON ({error})", remedy) from error
     entries = ("images", "annotations", "categories")
-    if not isinstance(content, dict) or not all(isinstance(content.get(e), list) for e in entries):
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(e), list) and all(isinstance(x, dict) for x in content[e]) for e in entries
+    ):
         raise ConfigError(REGISTER_KEY, name, f"{path} is not in COCO format", remedy)
     return content
+
+
+def _check_ids(name: str, path: str, content: dict[str, Any]) -> None:
+    """That every image has a size, and every annotation an image and a category of the file."""
+    categories, images = ({x.get("id") for x in content[e]} for e in ("categories", "images"))
+    remedy = "Correct the file: Detectron2 would stop on it."
+    for image in content["images"]:
+        if not all(key in image for key in ("id", "file_name", "height", "width")):
+            problem = f"in {path} an image lacks id, file_name, height or width: {image}"
+            raise ConfigError(REGISTER_KEY, name, problem, remedy)
+    for annotation in content["annotations"]:
+        if annotation.get("category_id") not in categories or annotation.get("image_id") not in images:
+            problem = f"in {path} the annotation {annotation.get('id')} is of an unknown image or category"
+            raise ConfigError(REGISTER_KEY, name, problem, remedy)
 
 
 def _check_boxes(name: str, path: str, content: dict[str, Any]) -> None:
@@ -117,18 +141,18 @@ def _check_boxes(name: str, path: str, content: dict[str, Any]) -> None:
         )
 
 
-def _check_class_count(cfg: CfgNode, name: str, num_classes: int) -> None:
+def _check_class_count(cfg: CfgNode, key: str, name: str, num_classes: int) -> None:
     architecture = cfg.MODEL.META_ARCHITECTURE
     if architecture == DISTILLER:
         architecture = cfg.DISTILL.STUDENT_ARCHITECTURE
-    key = _CLASS_COUNT_KEYS.get(architecture, "MODEL.ROI_HEADS.NUM_CLASSES")
+    if architecture not in _CLASS_COUNT_KEYS:
+        return
+    class_key = _CLASS_COUNT_KEYS[architecture]
     node: Any = cfg
-    for part in key.split("."):
+    for part in class_key.split("."):
         node = node[part]
-    if num_classes > node:
-        raise ConfigError(
-            key,
-            node,
-            f"the data set {name!r} has {num_classes} classes",
-            f"Set {key} {num_classes}.",
-        )
+    # COCO evaluation also fails on predictions of classes that the data has not.
+    if num_classes > node or (key == "DATASETS.TEST" and 0 < num_classes < node):
+        problem = f"the data set {name!r} of {key} has {num_classes} classes"
+        remedy = f"Set {class_key} {num_classes}, or use data with the model's classes."
+        raise ConfigError(class_key, node, problem, remedy)

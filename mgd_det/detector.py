@@ -110,7 +110,7 @@ class DistilledDetector(nn.Module):
         check_strides(self.methods, student, infos)
         for method in self.methods.values():
             method.attach_teacher(infos)
-            method.num_ranks = comm.get_world_size()
+            method.num_ranks, method.rank = comm.get_world_size(), comm.get_rank()
         self._strides = {tap: info.stride for tap, info in student.items()}
         self.teacher = teacher
 
@@ -161,8 +161,10 @@ class DistilledDetector(nn.Module):
             sum_over_ranks: replaces a tensor, in place, by its sum over all processes.
         """
         self.prepare()
+        seen = 0
         with isolated_rng(), evaluating(self.student):
             for batch in batches:
+                seen += len(batch)
                 batch = self._to_device(batch)
                 pixels = self.student.preprocess_image(batch).tensor
                 with capture(self.student.backbone, _names(self.taps, 0), stop=True) as student:
@@ -170,6 +172,8 @@ class DistilledDetector(nn.Module):
                 features = self._pair(student, batch)
                 for method in self.methods.values():
                     method.observe(features)
+        if not seen:
+            raise ValueError("there are no images to solve the matching from")
         for method in self.methods.values():
             method.absorb(sum_over_ranks, decay=0)
         return self.solve()
@@ -239,7 +243,7 @@ class DistilledDetector(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> DistilledDetector:
         if self.teacher is not None:  # follows `.to()`, `.cuda()` ..
-            self.teacher.apply(fn)
+            self.teacher.follow(fn)
         return super()._apply(fn, *args, **kwargs)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class ConfigError(ValueError):
     """A setting that cannot work; its message names the key, the value and the way out.
@@ -14,7 +17,7 @@ class ConfigError(ValueError):
     """
 
     def __init__(self, key: str, value: object, problem: str, remedy: str) -> None:
-        super().__init__(f"{key} = {value!r}: {problem}. {remedy}")
+        super().__init__(" ".join(f"{key} = {value!r}: {problem}. {remedy}".split()))
 
     def __reduce__(self):  # carried between processes as its message
         return _rebuild, (str(self),)
@@ -24,3 +27,15 @@ def _rebuild(message: str) -> ConfigError:
     error = ConfigError.__new__(ConfigError)
     ValueError.__init__(error, message)
     return error
+
+
+@contextmanager
+def explained(key: str, value: object) -> Iterator[None]:
+    """Turn what Detectron2 raises while it builds a network from a config into a ConfigError."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (KeyError, AssertionError, ValueError, TypeError, AttributeError) as error:
+        problem = f"Detectron2 cannot build this network ({type(error).__name__}: {error})"
+        raise ConfigError(key, value, problem, "Correct the MODEL keys of that config.") from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
 import random
 from collections.abc import Iterator, Sequence
@@ -20,11 +21,14 @@ from detectron2.data import DatasetMapper, get_detection_dataset_dicts
 from detectron2.data.build import trivial_batch_collator
 from detectron2.engine import HookBase
 from detectron2.utils import comm
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .config import load_config
+from .checkpoint import checkpoint_hooks
 from .errors import ConfigError
 from .rng import isolated_rng
+
+logger = logging.getLogger("detectron2." + __name__)
 
 HISTORY = 200  # latest values kept of every logged scalar; writers smooth over 20
 WRITE_PERIOD = 20  # iterations between two writes to metrics.json, as DefaultTrainer sets it
@@ -40,12 +44,23 @@ def seed_all(*key: int) -> None:
 
 
 def resolve_seed(cfg: CfgNode, *, resume: bool) -> None:
-    """Give a run with SEED -1 a seed of its own, in place; a resumed one gets that of its first start."""
+    """Give a run with SEED -1 a seed of its own, in place; a resumed one gets that of its checkpoint."""
     if cfg.SEED >= 0:
         return
-    earlier = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
     drawn = comm.shared_random_seed()
-    cfg.SEED = load_config(earlier).SEED if resume and os.path.isfile(earlier) else drawn
+    state = checkpoint_hooks(cfg, resume=resume).get(ExactResumeHook.__name__, {})
+    cfg.SEED = state.get("seed", drawn)
+
+
+def check_sampler(cfg: CfgNode) -> None:
+    """Refuse, with a ConfigError, a sampler whose order is not ours to repeat."""
+    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        raise ConfigError(
+            "DATALOADER.SAMPLER_TRAIN",
+            cfg.DATALOADER.SAMPLER_TRAIN,
+            "DISTILL.EXACT_RESUME has an order of its own for TrainingSampler alone",
+            'Set it to "TrainingSampler", or DISTILL.EXACT_RESUME False.',
+        )
 
 
 class SampleOrder(Sampler):
@@ -118,13 +133,6 @@ class ExactLoader:
     """The training loader of exact resume; set `start` to the first iteration before iterating."""
 
     def __init__(self, cfg: CfgNode) -> None:
-        if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
-            raise ConfigError(
-                "DATALOADER.SAMPLER_TRAIN",
-                cfg.DATALOADER.SAMPLER_TRAIN,
-                "DISTILL.EXACT_RESUME has an order of its own for TrainingSampler alone",
-                'Set it to "TrainingSampler", or DISTILL.EXACT_RESUME False.',
-            )
         self.cfg, self.start = cfg, 0
         dicts = get_detection_dataset_dicts(
             cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
@@ -184,10 +192,14 @@ class ExactResumeHook(HookBase):
             self._normalizers = comm.all_gather(self._own_normalizers())
 
     def _modules(self) -> dict[str, Any]:
-        return {n: m for n, m in self.trainer.model.named_modules() if hasattr(m, "loss_normalizer")}
+        model = self.trainer.model
+        model = model.module if isinstance(model, DistributedDataParallel) else model
+        return dict(model.named_modules())
 
     def _own_normalizers(self) -> dict[str, float]:
-        return {name: float(module.loss_normalizer) for name, module in self._modules().items()}
+        return {
+            n: float(m.loss_normalizer) for n, m in self._modules().items() if "loss_normalizer" in vars(m)
+        }
 
     def _forget_metrics_after(self, iteration: int) -> None:
         """Cut off what an interrupted run wrote after its last checkpoint: it will be written again."""
@@ -212,12 +224,18 @@ class ExactResumeHook(HookBase):
             }
             for name, history in storage.histories().items()
         }
-        return {"normalizers": self._normalizers, "scalars": scalars}
+        return {"seed": self.seed, "normalizers": self._normalizers, "scalars": scalars}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._scalars = state["scalars"]
         saved = state["normalizers"]
+        if len(saved) != comm.get_world_size():
+            logger.warning(
+                "the checkpoint is of %d processes and this run has %d: it goes on, but not bit for bit",
+                len(saved),
+                comm.get_world_size(),
+            )
         if comm.get_rank() < len(saved):
-            modules = dict(self.trainer.model.named_modules())
+            modules = self._modules()
             for name, value in saved[comm.get_rank()].items():
                 modules[name].loss_normalizer = value

@@ -27,8 +27,17 @@ def check_launch(args: Any) -> None:
     """Check that the processes can be started.
 
     Raises:
-        ConfigError: more GPUs are asked for than there are.
+        ConfigError: they can't, for example for lack of GPUs.
     """
+    if args.num_gpus < 0:
+        raise ConfigError("--num-gpus", args.num_gpus, "less than 0", "0 runs on the CPU.")
+    if args.num_gpus == 0 and args.num_machines > 1 and not _under_torchrun():
+        raise ConfigError(
+            "--num-machines",
+            args.num_machines,
+            "Detectron2's launcher starts GPU processes only",
+            "Start CPU processes on several machines with torchrun.",
+        )
     available = torch.cuda.device_count()
     if args.num_gpus > available:
         raise ConfigError(

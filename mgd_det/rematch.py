@@ -145,7 +145,7 @@ class RematchHook(HookBase):
             return
         if not all(method.ready for method in detector.methods.values()):
             self._solve(lambda: detector.rematch(self.images(iteration), sum_over_ranks))
-        elif self.updates.due(iteration) and iteration > 0:
+        elif iteration > 0 and self.updates.due(iteration):  # at 0 this has been done
             if self.online_every:
                 self._solve(detector.solve)
             else:
@@ -206,6 +206,9 @@ def _check(cfg: CfgNode) -> None:
     if not 0 < update.ONLINE_DECAY <= 1:
         key = "DISTILL.MGD.UPDATE.ONLINE_DECAY"
         raise ConfigError(key, update.ONLINE_DECAY, "not in (0, 1]", "Give a number like 0.98.")
+    if not all(isinstance(i, int) for i in update.ITERATIONS):
+        key, remedy = "DISTILL.MGD.UPDATE.ITERATIONS", "Give a list like [5000, 10000]."
+        raise ConfigError(key, list(update.ITERATIONS), "not all are whole numbers", remedy)
     least = {
         **{f"DISTILL.MGD.UPDATE.{key}": (update[key], 0) for key in ("PERIOD", "SLOW_AFTER", "SLOW_PERIOD")},
         **{f"DISTILL.MGD.UPDATE.{key}": (update[key], 1) for key in ("NUM_IMAGES", "ONLINE_EVERY")},

@@ -12,16 +12,15 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
-from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from .checkpoint import ReportingCheckpointer
+from .checkpoint import ReportingCheckpointer, checkpoint_hooks
 from .config import load_config, student_config
 from .datasets import check_datasets, register_datasets
 from .errors import ConfigError
-from .exact import resolve_seed
+from .exact import check_sampler, resolve_seed
 from .launch import check_launch, launch, world_size
 from .rematch import RematchHook
 from .rng import isolated_rng
@@ -67,15 +66,26 @@ def check(args: Any) -> None:
     """
     check_launch(args)
     cfg = read_config(args)
-    check_datasets(cfg, training=not (args.eval_only or args.eval_teacher))
+    training = not (args.eval_only or args.eval_teacher)
+    predicting = TeacherSpec.from_config(cfg).config() if args.eval_teacher else cfg
+    check_datasets(cfg, training=training, model=predicting)
     check_solver(cfg, world_size(args))
+    check_output(cfg)
+    if training and cfg.DISTILL.EXACT_RESUME:
+        check_sampler(cfg)
     check_models(cfg, args)
+
+
+def check_output(cfg: CfgNode) -> None:
+    """Refuse, with a ConfigError, an OUTPUT_DIR that is a file."""
+    if os.path.isfile(cfg.OUTPUT_DIR):
+        raise ConfigError("OUTPUT_DIR", cfg.OUTPUT_DIR, "is a file", "Name a folder, new or of this run.")
 
 
 def run(args: Any) -> None:
     """One process of a run."""
     cfg = read_config(args)
-    if cfg.DISTILL.EXACT_RESUME:
+    if cfg.DISTILL.EXACT_RESUME and not (args.eval_only or args.eval_teacher):
         resolve_seed(cfg, resume=args.resume)
     cfg.freeze()
     default_setup(cfg, args)
@@ -106,13 +116,23 @@ def check_models(cfg: CfgNode, args: Any) -> None:
             elif args.eval_only:
                 load_student(cfg, resume=args.resume)
             else:
-                model = build_model(cfg)
+                model: Any = Trainer.build_model(cfg)
+                hooks = checkpoint_hooks(cfg, resume=args.resume)
                 ReportingCheckpointer(
                     model, cfg.OUTPUT_DIR, trusted=cfg.DISTILL.UNSAFE_LOADING
                 ).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
                 if is_distiller(cfg):
                     RematchHook(cfg)
+                    if RematchHook.__name__ in hooks:
+                        model.load_distill_state(hooks[RematchHook.__name__])
                     model.prepare()
+                if hooks and (RematchHook.__name__ in hooks) != is_distiller(cfg):
+                    raise ConfigError(
+                        "DISTILL.ENABLED",
+                        cfg.DISTILL.ENABLED,
+                        "the checkpoint to resume is of a run that was the other way round",
+                        "Resume as it was, or start in another OUTPUT_DIR with MODEL.WEIGHTS from this one.",
+                    )
     finally:
         logging.disable(logging.NOTSET)
 

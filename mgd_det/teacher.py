@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .checkpoint import ReportingCheckpointer
 from .config import load_config, student_config
-from .errors import ConfigError
+from .errors import ConfigError, explained
 from .rng import isolated_rng
 from .taps import capture
 
@@ -69,7 +69,8 @@ class TeacherSpec:
                 problem = "neither a file nor the name of a model-zoo .yaml config"
                 raise ConfigError(CONFIG_KEY, path, problem, remedy)
             path = model_zoo.get_config_file(path)
-        return student_config(load_config(path, self.opts, key=CONFIG_KEY))
+        cfg = load_config(path, self.opts, key=CONFIG_KEY, opts_key="DISTILL.TEACHER.OPTS")
+        return student_config(cfg)
 
     def weights_path(self) -> str:
         """Path or URL of the weights.
@@ -104,7 +105,7 @@ class TeacherSpec:
         cfg = self.config()
         weights = self.weights_path()
         cfg.MODEL.DEVICE = str(device)
-        with isolated_rng():
+        with isolated_rng(), explained(CONFIG_KEY, self.config_file):
             model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg).to(device)
         checkpointer = ReportingCheckpointer(model, key=WEIGHTS_KEY, role="teacher", trusted=self.trusted)
         checkpointer.load(weights, checkpointables=[])
@@ -134,10 +135,10 @@ class Teacher:
         self.model: Any = model.eval().requires_grad_(False)
         self.input_format = input_format
 
-    def __deepcopy__(self, memo: Mapping[int, Any]) -> None:
-        return None
+    def __reduce__(self) -> Any:  # copied and pickled as None
+        return type(None), ()
 
-    def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
+    def follow(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Follow the student's `.to()`, `.cuda()`, `.half()` ..."""
         self.model._apply(fn)
 

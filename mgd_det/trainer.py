@@ -94,8 +94,17 @@ class Trainer(DefaultTrainer):
         """As stock, and `MODEL.RESNETS.ZERO_INIT_RESIDUAL`."""
         model = super().build_model(cfg)
         if cfg.MODEL.RESNETS.ZERO_INIT_RESIDUAL:
-            for norm in last_norms(model.backbone):
-                nn.init.zeros_(norm.weight)
+            weights: list[Any] = [getattr(norm, "weight", None) for norm in last_norms(model.backbone)]
+            if not weights or not all(isinstance(weight, nn.Parameter) for weight in weights):
+                raise ConfigError(
+                    "MODEL.RESNETS.ZERO_INIT_RESIDUAL",
+                    True,
+                    f"the residual blocks end in no trainable norm (MODEL.RESNETS.NORM is "
+                    f"{cfg.MODEL.RESNETS.NORM!r})",
+                    'Use a norm such as "BN" or "GN", or set it False.',
+                )
+            for weight in weights:
+                nn.init.zeros_(weight)
         return model
 
     @classmethod
@@ -131,10 +140,20 @@ def check_solver(cfg: CfgNode, world_size: int) -> None:
     """Check the solver's settings that training would trip over late.
 
     Raises:
-        ConfigError: an unknown optimiser or precision, a batch that does not divide.
+        ConfigError: an unknown optimiser, precision or device, a batch that does not divide.
     """
     if cfg.SOLVER.OPTIMIZER not in OPTIMIZERS:
         raise ConfigError("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, "unknown", f"Choose one of {OPTIMIZERS}.")
+    try:
+        usable = torch.device(cfg.MODEL.DEVICE).type != "cuda" or torch.cuda.is_available()
+    except RuntimeError:
+        usable = False
+    if not usable:
+        problem, remedy = "there is no such device here", 'Set "cpu", or leave it to --num-gpus.'
+        raise ConfigError("MODEL.DEVICE", cfg.MODEL.DEVICE, problem, remedy)
+    if cfg.DATALOADER.NUM_WORKERS < 0:
+        key, value = "DATALOADER.NUM_WORKERS", cfg.DATALOADER.NUM_WORKERS
+        raise ConfigError(key, value, "less than 0", "0 loads in the main process.")
     if cfg.SOLVER.AMP.DTYPE not in DTYPES:
         key, choices = "SOLVER.AMP.DTYPE", " or ".join(map(repr, DTYPES))
         raise ConfigError(key, cfg.SOLVER.AMP.DTYPE, "not a precision of autocast", f"Choose {choices}.")

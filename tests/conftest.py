@@ -96,6 +96,21 @@ def mgd_cfg(student_cfg, teacher_run):
 
 
 @pytest.fixture
+def cfg_with_fpnless_teacher(mgd_cfg, teacher_run, tmp_path):
+    """A config whose teacher has no FPN, and stride 16 at res5."""
+    saved = torch.load(teacher_run / "model_final.pth")["model"]
+    state = {name.replace("backbone.bottom_up.", "backbone."): value for name, value in saved.items()}
+    torch.save({"model": state}, tmp_path / "fpnless.pth")
+    teacher = mgd_cfg.DISTILL.TEACHER
+    teacher.WEIGHTS, teacher.ALLOW_PARTIAL_WEIGHTS = str(tmp_path / "fpnless.pth"), True
+    teacher.OPTS = [
+        *("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.RES5_DILATION", 2),
+        *("MODEL.RETINANET.IN_FEATURES", ["res5"], "MODEL.ANCHOR_GENERATOR.SIZES", [[32]]),
+    ]
+    return mgd_cfg
+
+
+@pytest.fixture
 def images() -> list[dict]:
     """Two images of different sizes, without instances."""
     generator = torch.Generator().manual_seed(3)

@@ -7,7 +7,7 @@ import os
 
 import pytest
 import torch
-from conftest import ROOT, run_tool
+from conftest import ROOT, run_tool, small_config
 
 from mgd_det.run import argument_parser, main
 
@@ -63,7 +63,7 @@ CASES = {
     ),
     "teacher overrides of unknown keys": (
         ["DISTILL.TEACHER.OPTS", ["MODEL.NONSENSE", 1]],
-        ["overrides", "MODEL.NONSENSE"],
+        ["DISTILL.TEACHER.OPTS", "MODEL.NONSENSE"],
     ),
     "an unknown reducer": (
         ["DISTILL.MGD.REDUCER", "maximum"],
@@ -124,6 +124,30 @@ CASES = {
         ["SOLVER.OPTIMIZER", "Lion"],
         ["SOLVER.OPTIMIZER = 'Lion'", "AdamW"],
     ),
+    "a network that cannot be built": (
+        ["MODEL.RESNETS.DEPTH", 17],
+        ["DISTILL.STUDENT_ARCHITECTURE", "cannot build this network", "MODEL keys"],
+    ),
+    "a teacher that cannot be built": (
+        ["DISTILL.TEACHER.OPTS", ["MODEL.RESNETS.DEPTH", 17]],
+        ["DISTILL.TEACHER.CONFIG_FILE", "cannot build this network"],
+    ),
+    "negative loss weights": (
+        ["DISTILL.MGD.WEIGHTS", [-1.0]],
+        ["DISTILL.MGD.WEIGHTS = [-1.0]", "at least 0"],
+    ),
+    "residuals without a norm to zero": (
+        ["MODEL.RESNETS.ZERO_INIT_RESIDUAL", True, "MODEL.RESNETS.NORM", ""],
+        ["MODEL.RESNETS.ZERO_INIT_RESIDUAL = True", "MODEL.RESNETS.NORM is ''"],
+    ),
+    "exact resume with a sampler of its own": (
+        ["DISTILL.EXACT_RESUME", True, "DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"],
+        ["DATALOADER.SAMPLER_TRAIN", "DISTILL.EXACT_RESUME False"],
+    ),
+    "more classes than the data evaluated on": (
+        ["MODEL.RETINANET.NUM_CLASSES", 80],
+        ["MODEL.RETINANET.NUM_CLASSES = 80", "DATASETS.TEST has 6 classes"],
+    ),
     "an unknown precision": (
         ["SOLVER.AMP.DTYPE", "float8"],
         ["SOLVER.AMP.DTYPE = 'float8'", "'bfloat16'"],
@@ -161,26 +185,15 @@ def test_a_teacher_that_lacks_one_tensor(mgd_cfg, refused, partial_weights):
     assert "head.cls_score.* (1)" in refused(mgd_cfg)
 
 
-def test_taps_of_different_strides(mgd_cfg, refused):
-    mgd_cfg.DISTILL.TEACHER.ALLOW_PARTIAL_WEIGHTS = True
-    mgd_cfg.DISTILL.TEACHER.OPTS = [
-        *("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.RES5_DILATION", 2),
-        *("MODEL.RETINANET.IN_FEATURES", ["res5"], "MODEL.ANCHOR_GENERATOR.SIZES", [[32]]),
-    ]
-    error = refused(mgd_cfg)
+def test_taps_of_different_strides(cfg_with_fpnless_teacher, refused):
+    error = refused(cfg_with_fpnless_teacher)
     assert "DISTILL.MGD.TAPS" in error
     assert "at 'res5' the student's features have stride 32 and the teacher's 16" in error
 
 
-def test_a_tap_that_the_teacher_lacks(mgd_cfg, refused):
-    mgd_cfg.DISTILL.MGD.TAPS = ["p3"]
-    mgd_cfg.DISTILL.TEACHER.ALLOW_PARTIAL_WEIGHTS = True
-    mgd_cfg.DISTILL.TEACHER.OPTS = [
-        *("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RETINANET.IN_FEATURES", ["res5"]),
-        *("MODEL.ANCHOR_GENERATOR.SIZES", [[32]]),
-    ]
-    error = refused(mgd_cfg)
-    assert "this teacher lacks one of the taps ['p3']" in error
+def test_a_tap_that_the_teacher_lacks(cfg_with_fpnless_teacher, refused):
+    cfg_with_fpnless_teacher.DISTILL.MGD.TAPS = ["p3"]
+    assert "this teacher lacks one of the taps ['p3']" in refused(cfg_with_fpnless_teacher)
 
 
 @pytest.mark.parametrize(
@@ -213,6 +226,80 @@ def test_annotations(change, part, mgd_cfg, refused, tmp_path):
     error = refused(mgd_cfg)
     assert name in error
     assert part in error
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ({"model": {"a": "text"}}, "not a whole weight file"),
+        ({"epoch": 3}, "not a whole weight file"),
+        ({"model": {}}, "nothing in it fits"),
+        ({"model": {"other": torch.zeros(1)}}, "nothing in it fits"),
+    ],
+)
+@pytest.mark.parametrize("key", ["MODEL.WEIGHTS", "DISTILL.TEACHER.WEIGHTS"])
+def test_files_with_no_weights_of_ours(content, part, key, mgd_cfg, refused, tmp_path):
+    torch.save(content, tmp_path / "other.pth")
+    mgd_cfg.merge_from_list([key, str(tmp_path / "other.pth")])
+    error = refused(mgd_cfg)
+    assert key in error
+    assert part in error
+    assert len(error.splitlines()) == 1
+
+
+RESUMED = {
+    "other taps": (["DISTILL.MGD.TAPS", ["res3"]], "DISTILL.MGD"),
+    "another reducer": (["DISTILL.MGD.REDUCER", "sparse"], "DISTILL.MGD.REDUCER = 'sparse'"),
+    "another norm": (["DISTILL.MGD.NORM", ""], "DISTILL.MGD"),
+    "another teacher": (["DISTILL.TEACHER.OPTS", ["MODEL.RESNETS.RES2_OUT_CHANNELS", 64]], "matching to"),
+    "no distillation": (["DISTILL.ENABLED", False], "DISTILL.ENABLED = False"),
+}
+
+
+@pytest.fixture(scope="module")
+def interrupted(demo_data, teacher_run, tmp_path_factory):
+    """The output folder of a distillation that was stopped after two iterations."""
+    folder = tmp_path_factory.mktemp("interrupted") / "run"
+    cfg = small_config(demo_data, folder, "DATASETS.TEST", (), "SOLVER.MAX_ITER", 2)
+    cfg.DISTILL.ENABLED = True
+    cfg.DISTILL.TEACHER.CONFIG_FILE = str(teacher_run / "config.yaml")
+    cfg.DISTILL.TEACHER.WEIGHTS = str(teacher_run / "model_final.pth")
+    (folder.parent / "run.yaml").write_text(cfg.dump())
+    run_tool(ROOT / "tools/train_net.py", "--config-file", folder.parent / "run.yaml", "--num-gpus", 0)
+    return folder
+
+
+@pytest.mark.parametrize("case", RESUMED)
+def test_resuming_as_something_else(case, interrupted, mgd_cfg, refused):
+    opts, part = RESUMED[case]
+    before = {path.name: path.stat().st_mtime_ns for path in interrupted.iterdir()}
+    mgd_cfg.OUTPUT_DIR = str(interrupted)
+    if case == "another teacher":
+        mgd_cfg.DISTILL.TEACHER.ALLOW_PARTIAL_WEIGHTS = True
+    mgd_cfg.merge_from_list(opts)
+    error = refused(mgd_cfg, "--resume")
+    assert part in error
+    assert len(error.splitlines()) == 1
+    assert {path.name: path.stat().st_mtime_ns for path in interrupted.iterdir()} == before
+
+
+def test_a_last_checkpoint_that_names_nothing(mgd_cfg, refused, tmp_path):
+    os.makedirs(tmp_path / "run")
+    (tmp_path / "run/last_checkpoint").write_text("model_0000099.pth")
+    error = refused(mgd_cfg, "--resume")
+    assert "OUTPUT_DIR" in error
+    assert "'model_0000099.pth'" in error
+
+
+def test_an_output_folder_that_is_a_file(mgd_cfg, refused, tmp_path):
+    (tmp_path / "file").write_text("")
+    mgd_cfg.OUTPUT_DIR = str(tmp_path / "file")
+    assert "OUTPUT_DIR" in refused(mgd_cfg)
+
+
+def test_a_device_that_is_not_there(mgd_cfg, refused):
+    error = refused(mgd_cfg, "MODEL.DEVICE", "warp")
+    assert "MODEL.DEVICE = 'warp': there is no such device" in error
 
 
 def test_unknown_overrides(mgd_cfg, refused):

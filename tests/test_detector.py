@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -48,6 +49,7 @@ def test_the_teacher_is_invisible(detector, teacher_run):
     detector.train()
     assert not any(m.training for m in detector.teacher.model.modules())
     assert copy.deepcopy(detector).teacher is None
+    assert pickle.loads(pickle.dumps(detector)).teacher is None
     detector.to(torch.float64)
     assert all(p.dtype == torch.float64 for p in detector.teacher.model.parameters())
 
@@ -203,14 +205,9 @@ def test_a_frozen_tap_is_an_error_that_names_the_key(mgd_cfg):
         build_model(mgd_cfg).prepare()
 
 
-def test_taps_whose_strides_differ_are_an_error(mgd_cfg):
-    mgd_cfg.DISTILL.TEACHER.ALLOW_PARTIAL_WEIGHTS = True
-    mgd_cfg.DISTILL.TEACHER.OPTS = [
-        *("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.RES5_DILATION", 2),
-        *("MODEL.RETINANET.IN_FEATURES", ["res5"], "MODEL.ANCHOR_GENERATOR.SIZES", [[32]]),
-    ]
+def test_taps_whose_strides_differ_are_an_error(cfg_with_fpnless_teacher):
     with pytest.raises(ConfigError, match=r"'res5'.*stride 32.*16"):
-        build_model(mgd_cfg).prepare()
+        build_model(cfg_with_fpnless_teacher).prepare()
 
 
 def test_unpadded_mask_by_hand():

@@ -18,7 +18,7 @@ from conftest import ROOT, run_tool, small_config
 
 from mgd_det.datasets import register_datasets
 from mgd_det.errors import ConfigError
-from mgd_det.exact import ExactLoader, SampleOrder, seed_all
+from mgd_det.exact import ExactLoader, SampleOrder, check_sampler, seed_all
 
 TRAIN_NET = ROOT / "tools/train_net.py"
 
@@ -77,10 +77,9 @@ def test_images_do_not_depend_on_workers_or_on_the_streams(student_cfg, workers)
 
 
 def test_another_sampler_is_refused(student_cfg):
-    register_datasets(student_cfg)
     student_cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
     with pytest.raises(ConfigError, match=r"SAMPLER_TRAIN.*EXACT_RESUME False"):
-        ExactLoader(student_cfg)
+        check_sampler(student_cfg)
 
 
 def exact_config(data, teacher_run, output: Path, mode: str) -> Path:

@@ -56,12 +56,13 @@ class Method(nn.Module):
     Attributes:
         taps: names of the taps that `forward` needs.
         ready: False as long as the method needs a matching that has not been solved.
-        num_ranks: processes that train together, each on its share of the batch.
+        num_ranks, rank: processes that train together, each on its share of the batch; and this one.
     """
 
     taps: Sequence[str]
     ready: bool = True
     num_ranks: int = 1
+    rank: int = 0
 
     @classmethod
     def from_config(cls, cfg: Any, inspect: Callable[[Sequence[str]], Mapping[str, TapInfo]]) -> Method:

@@ -7,9 +7,11 @@ is solved again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -84,6 +86,9 @@ class MGD(Method):
                 f"the reference has constants for the taps {list(REFERENCE_DIVISORS)} alone",
                 'Use those taps, or "mean".',
             )
+        if not all(isinstance(w, (int, float)) and math.isfinite(w) and w >= 0 for w in weights):
+            problem, remedy = "not all are numbers of at least 0", "Give numbers like 0.05."
+            raise ConfigError("DISTILL.MGD.WEIGHTS", list(weights), problem, remedy)
         if len(weights) not in (1, len(self.taps)):
             raise ConfigError(
                 "DISTILL.MGD.WEIGHTS",
@@ -101,8 +106,9 @@ class MGD(Method):
         self._matchings: dict[str, Matching] = {}
         self._observed: dict[str, MatchingStatistics] = {}  # by this process, since the last absorb
         self._statistics: dict[str, MatchingStatistics] = {}  # the same in all processes
-        self._generator: torch.Generator | None = None
-        self._random_state: dict[str, Any] = {}
+        self._step = 0  # training steps so far, which random reducers draw by
+        # What a matching of an earlier run must have been made with to be of use.
+        self._settings = {"REDUCER": ALIASES.get(reducer, reducer), "MARGIN": margin, "SPREAD": spread}
 
     @classmethod
     def from_config(cls, cfg: Any, inspect: Callable[[Sequence[str]], Mapping[str, TapInfo]]) -> MGD:
@@ -133,6 +139,15 @@ class MGD(Method):
                     "its output (none at all, or one with its statistics folded in)",
                     'Use "empirical", or "auto", which chooses it there.',
                 )
+            matching = self._matchings.get(tap)
+            if matching is not None and matching.num_teacher != teacher[tap].channels:
+                raise ConfigError(
+                    "DISTILL.TEACHER.CONFIG_FILE",
+                    "this teacher",
+                    f"it has {teacher[tap].channels} channels at {tap!r}, and the checkpoint holds a "
+                    f"matching to {matching.num_teacher}",
+                    "Resume with the teacher of that run, or start a new run in another OUTPUT_DIR.",
+                )
         self._teacher = teacher
 
     @property
@@ -145,12 +160,21 @@ class MGD(Method):
 
     def forward(self, features: Mapping[str, TapFeatures]) -> dict[str, Tensor]:
         losses = {}
+        noise = self._noise(features[self.taps[0]].student.device) if self.reducer.random else None
+        self._step += 1
         for tap in self.taps:
-            loss = self._loss(tap, *features[tap])
+            loss = self._loss(tap, *features[tap], noise)
             losses[f"loss_mgd_{tap}"] = loss * self.weights[tap]
         return losses
 
-    def _loss(self, tap: str, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+    def _loss(
+        self,
+        tap: str,
+        student: Tensor,
+        teacher: Tensor,
+        mask: Tensor | None,
+        noise: torch.Generator | None,
+    ) -> Tensor:
         groups, margin, _ = self._matching(tap, student.device)
         reduction, divisor = "mean", 1.0
         if self.reduction == "reference":  # which counts padding, too
@@ -159,7 +183,7 @@ class MGD(Method):
         student = self.norms[_key(tap)](student, mask)
         if self.reducer.features is absolute_max:
             return pooled_partial_l2(student, teacher, groups, margin, reduction, mask) / divisor
-        random = {"generator": self._rng(student.device)} if self.reducer.random else {}
+        random = {"generator": noise} if self.reducer.random else {}
         target = self.reducer.features(teacher, groups, **random)
         return partial_l2(student, target, margin, reduction, mask) / divisor
 
@@ -218,26 +242,25 @@ class MGD(Method):
             matching = self._matchings[tap] = matching.to(device)
         return matching
 
-    def _rng(self, device: torch.device) -> torch.Generator:
-        """The method's own stream, so that drawing from it leaves the training's streams alone."""
-        if self._generator is None or self._generator.device != device:
-            self._generator = torch.Generator(device).manual_seed(0)
-            if self._random_state.get("device") == device.type:
-                self._generator.set_state(self._random_state["state"])
-        return self._generator
+    def _noise(self, device: torch.device) -> torch.Generator:
+        """The stream of this step on this process; the training's streams are left alone."""
+        key = np.random.SeedSequence((self._step, self.rank)).generate_state(1)
+        return torch.Generator(device).manual_seed(int(key[0]))
 
     def get_extra_state(self) -> dict[str, Any]:
         matchings = {
             tap: matching.to(torch.device("cpu"))._asdict() for tap, matching in self._matchings.items()
         }
-        if self._generator is not None:
-            device = self._generator.device.type
-            self._random_state = {"device": device, "state": self._generator.get_state()}
         statistics = {
             tap: {name: tensor.cpu() for name, tensor in statistics.sums.items()}
             for tap, statistics in self._statistics.items()
         }
-        return {"matchings": matchings, "statistics": statistics, "random": self._random_state}
+        return {
+            "matchings": matchings,
+            "statistics": statistics,
+            "step": self._step,
+            "settings": self._settings,
+        }
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         matchings = state["matchings"]
@@ -249,11 +272,19 @@ class MGD(Method):
                 "Resume with the taps of that run, or start a new run in another OUTPUT_DIR.",
             )
         self._matchings = {tap: Matching(**matching) for tap, matching in matchings.items()}
+        for key, value in state["settings"].items():
+            if value != self._settings[key]:
+                raise ConfigError(
+                    f"DISTILL.MGD.{key}",
+                    self._settings[key],
+                    f"the checkpoint holds a matching made with {value!r}",
+                    "Resume with that, or start a new run in another OUTPUT_DIR.",
+                )
         self._statistics = {
             tap: MatchingStatistics.from_sums(sums, torch.device("cpu"))
             for tap, sums in state["statistics"].items()
         }
-        self._random_state, self._generator = dict(state["random"]), None
+        self._step = state["step"]
 
 
 def _key(tap: str) -> str:
