@@ -52,7 +52,7 @@ class LoadReport(NamedTuple):
     loaded: int  # tensors of the model
     missing: list[str]  # names in the model that kept their initial values
     unused: list[str]  # names in the file that the model has no place for
-    mismatched: list[str]  # "name (shape in the file, shape in the model)"
+    mismatched: list[str]  # "name shape in the file vs shape in the model"
 
     def __str__(self) -> str:
         total = self.loaded + len(self.missing)

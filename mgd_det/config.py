@@ -64,7 +64,8 @@ def add_mgd_config(cfg: CfgNode) -> None:
     cfg.DISTILL.MGD = CfgNode()
     # Where student and teacher are compared: "res2" .. "res5" (last block of the stage, before the
     # ReLU), "res2_relu" .. (after it), "p2" .. "p7" (FPN outputs), or the path of any module inside the
-    # backbone, such as "bottom_up.res4.0"; "a=b" is the student's a against the teacher's b.
+    # backbone, such as "bottom_up.res4.0"; "a=b" is the student's a against the teacher's b. FPN outputs
+    # differ in scale from residual sums, p6 and p7 by hundreds: look at the losses before weighting them.
     cfg.DISTILL.MGD.TAPS = ["res3", "res4", "res5"]
     # Loss weight, one for all taps or one for each. The loss is a mean over all unpadded elements, so
     # a weight means the same at any batch size, image size and number of GPUs.
@@ -78,7 +79,8 @@ def add_mgd_config(cfg: CfgNode) -> None:
     # Where a negative target stops to matter: "batch_norm" (from the norm before the tap),
     # "empirical" (from the images of the matching pass), "auto" (batch_norm where it holds).
     cfg.DISTILL.MGD.MARGIN = "auto"
-    # Norm on the student's features before the loss, in training only: "GN", "BN", "" (none).
+    # Norm on the student's features before the loss, in training only: "GN", "BN" (statistics of each
+    # process's own batch), "" (none).
     cfg.DISTILL.MGD.NORM = "GN"
     # True uses every teacher channel also where the student's channels do not divide their number:
     # some groups then hold one more than others.
