@@ -21,11 +21,11 @@ from detectron2.data import DatasetMapper, get_detection_dataset_dicts
 from detectron2.data.build import trivial_batch_collator
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .checkpoint import checkpoint_hooks
 from .errors import ConfigError
+from .launch import unwrapped
 from .rng import isolated_rng
 
 logger = logging.getLogger("detectron2." + __name__)
@@ -192,9 +192,7 @@ class ExactResumeHook(HookBase):
             self._normalizers = comm.all_gather(self._own_normalizers())
 
     def _modules(self) -> dict[str, Any]:
-        model = self.trainer.model
-        model = model.module if isinstance(model, DistributedDataParallel) else model
-        return dict(model.named_modules())
+        return dict(unwrapped(self.trainer.model).named_modules())
 
     def _own_normalizers(self) -> dict[str, float]:
         return {

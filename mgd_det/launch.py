@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from detectron2.engine import launch as launch_gpus
 from detectron2.utils import comm
+from torch.nn.parallel import DistributedDataParallel
 
 from .errors import ConfigError
 
@@ -58,6 +59,7 @@ def launch(job: Callable[[Any], Any], args: Any) -> None:
     if _under_torchrun():
         _join_torchrun(args)
         job(args)
+        comm.synchronize()  # who leaves first takes the connections of the others down
         dist.destroy_process_group()
     elif world_size(args) == 1:
         job(args)
@@ -70,6 +72,11 @@ def launch(job: Callable[[Any], Any], args: Any) -> None:
             dist_url=args.dist_url,
             args=(args,),
         )
+
+
+def unwrapped(model: Any) -> Any:
+    """The model itself, where DistributedDataParallel holds it."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def _under_torchrun() -> bool:

@@ -16,11 +16,11 @@ from detectron2.data.common import DatasetFromList, MapDataset
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from .detector import DistilledDetector
 from .errors import ConfigError
+from .launch import unwrapped
 from .methods import MatchReport
 from .schedules import UpdateSchedule, WeightSchedule
 
@@ -120,9 +120,7 @@ class RematchHook(HookBase):
 
     @property
     def detector(self) -> DistilledDetector:
-        model = self.trainer.model
-        if isinstance(model, DistributedDataParallel):
-            model = model.module
+        model = unwrapped(self.trainer.model)
         if not isinstance(model, DistilledDetector):
             raise ConfigError(
                 "MODEL.META_ARCHITECTURE",

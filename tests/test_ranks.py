@@ -61,6 +61,8 @@ if rank == 0:
         },
         out,
     )
+dist.barrier()  # nobody leaves, and takes the connections down, before all have finished
+del model
 dist.destroy_process_group()
 """
 

@@ -162,9 +162,8 @@ class MGD(Method):
         losses = {}
         noise = self._noise(features[self.taps[0]].student.device) if self.reducer.random else None
         self._step += 1
-        for tap in self.taps:
-            loss = self._loss(tap, *features[tap], noise)
-            losses[f"loss_mgd_{tap}"] = loss * self.weights[tap]
+        for name, tap in zip(self.loss_names, self.taps):
+            losses[name] = self._loss(tap, *features[tap], noise) * self.weights[tap]
         return losses
 
     def _loss(
