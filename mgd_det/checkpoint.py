@@ -201,8 +201,8 @@ class ReportingCheckpointer(DetectionCheckpointer):
         """The report says it all."""
 
 
-def checkpoint_hooks(cfg: CfgNode, *, resume: bool) -> dict[str, Any]:
-    """States of the hooks in the last checkpoint of a run that is to be resumed; {} where there is none."""
+def trainer_state(cfg: CfgNode, *, resume: bool) -> dict[str, Any]:
+    """The trainer's part of the last checkpoint of a run that is to be resumed; {} where there is none."""
     folder = cfg.OUTPUT_DIR
     if not resume or not os.path.isfile(os.path.join(folder, "last_checkpoint")):
         return {}
@@ -215,10 +215,6 @@ def checkpoint_hooks(cfg: CfgNode, *, resume: bool) -> dict[str, Any]:
             f"its file last_checkpoint names {os.path.basename(path)!r}, which is not there",
             "Write the name of a checkpoint that is into it, or start anew without --resume.",
         )
-    return _trainer_state(path).get("hooks", {})
-
-
-def _trainer_state(path: str) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True).get("trainer", {})
     except (RuntimeError, EOFError, pickle.UnpicklingError, AttributeError) as error:

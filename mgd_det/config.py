@@ -37,6 +37,13 @@ def add_mgd_config(cfg: CfgNode) -> None:
     # a data loader of its own; False leaves Detectron2's, which starts a new order on resume.
     cfg.DISTILL.EXACT_RESUME = False
 
+    # Where the state of the run that is resumed does not fit the methods, taps or channels of this one:
+    # False ends in an error, True starts the matching and adapters of that method afresh.
+    cfg.DISTILL.RESUME_FRESH = False
+    # Every so many iterations, log for every distillation loss how large its gradient at its tap is beside
+    # that of the task's losses there (the ratio of their norms); 0: never.
+    cfg.DISTILL.GRADIENT_PERIOD = 200
+
     # True loads weight files that hold arbitrary Python objects, which can run any code.
     cfg.DISTILL.UNSAFE_LOADING = False
 
@@ -59,6 +66,10 @@ def add_mgd_config(cfg: CfgNode) -> None:
     cfg.DISTILL.TEACHER.OPTS = []
     # True accepts a weight file that lacks some of the teacher's tensors.
     cfg.DISTILL.TEACHER.ALLOW_PARTIAL_WEIGHTS = False
+    # Box AP, 0 to 100, that the teacher must reach before a new run begins, on the first CHECK_IMAGES images
+    # of each set of DATASETS.TEST; 0: no such check.
+    cfg.DISTILL.TEACHER.MIN_AP = 0.0
+    cfg.DISTILL.TEACHER.CHECK_IMAGES = 100
 
     # Matching Guided Distillation (ECCV 2020).
     cfg.DISTILL.MGD = CfgNode()

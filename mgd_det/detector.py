@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable
 
@@ -12,11 +14,15 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from .build import build_methods, build_student, check_strides, taps_key
-from .errors import ConfigError
-from .methods import MatchReport, Method, TapFeatures
+from .errors import RESUME_REMEDY, ConfigError
+from .first_batch import look_at_first_batch
+from .gradients import GradientPoint, GradientRatios
+from .methods import LossInfo, MatchReport, Method, TapFeatures
 from .rng import isolated_rng
 from .taps import UnknownTap, capture, evaluating, inspect_taps, sides, unpadded_mask
 from .teacher import CONFIG_KEY, Teacher, TeacherSpec
+
+logger = logging.getLogger("detectron2." + __name__)
 
 REVERSIBLE_FORMATS = ("RGB", "BGR")
 
@@ -38,6 +44,7 @@ class DistilledDetector(nn.Module):
         methods: distillation methods by name; none trains the student alone.
         teacher: where the teacher comes from.
         input_format: channel order of the images that the student is given.
+        resume_fresh: a method that an earlier run's state does not fit starts afresh.
     """
 
     @configurable
@@ -48,17 +55,22 @@ class DistilledDetector(nn.Module):
         methods: Mapping[str, Method],
         teacher: TeacherSpec,
         input_format: str,
+        resume_fresh: bool = False,
     ) -> None:
         super().__init__()
         self.student: Any = student
         self.methods: Any = nn.ModuleDict(methods)  # a Mapping[str, Method]
         self.teacher_spec = teacher
         self.input_format = input_format
+        self.resume_fresh = resume_fresh
         self.teacher: Any = None  # a Teacher, once `prepare` has loaded it
-        # Set by the hook: a factor on the methods' losses, and whether the next training step's
-        # features go into the statistics that the matching is solved from.
+        # Set by the hook: a factor on the methods' losses; and of the next training step, whether its
+        # features go into the statistics that the matching is solved from, and its gradients are measured.
         self.loss_factor = 1.0
         self.observe_next = False
+        self.measure_next = False
+        self.measured: GradientRatios | None = None  # in the latest training step
+        self._seen_a_batch = False
         # Of the student's taps, filled by `prepare`.
         self._strides: dict[str, int] = {}
 
@@ -71,12 +83,18 @@ class DistilledDetector(nn.Module):
             "methods": methods,
             "teacher": TeacherSpec.from_config(cfg),
             "input_format": cfg.INPUT.FORMAT,
+            "resume_fresh": cfg.DISTILL.RESUME_FRESH,
         }
 
     @property
     def taps(self) -> list[str]:
         """Names of all taps that the methods need, each once."""
         return list(dict.fromkeys(tap for method in self.methods.values() for tap in method.taps))
+
+    @property
+    def losses(self) -> dict[str, LossInfo]:
+        """What is known of the methods' losses, by name."""
+        return {name: info for method in self.methods.values() for name, info in method.losses.items()}
 
     def prepare(self) -> None:
         """Load the teacher, unless it is there, and check that the two networks fit.
@@ -127,23 +145,34 @@ class DistilledDetector(nn.Module):
                 "mgd_det.RematchHook(cfg) with the trainer, or call rematch() with batches of images"
             )
         batched_inputs = self._to_device(batched_inputs)
-        with capture(self.student.backbone, _names(self.taps, 0)) as student:
+        points: dict[str, GradientPoint] | None = {} if self.measure_next else None
+        with capture(self.student.backbone, _names(self.taps, 0), points=points) as student:
             losses = self.student(batched_inputs)
+        if not self._seen_a_batch:
+            self._seen_a_batch = True
+            look_at_first_batch(self, batched_inputs, lambda: self._pair(student, batched_inputs))
         features = self._pair(student, batched_inputs)
+        distilled = {}
         for method in self.methods.values():
             if self.observe_next:
                 method.observe(features)
             for name, loss in method(features).items():
-                losses[name] = loss * self.loss_factor
-        self.observe_next = False
-        return losses
+                distilled[name] = loss * self.loss_factor
+        self.measured = None if points is None else self._measure(distilled, points)
+        self.observe_next = self.measure_next = False
+        return {**losses, **distilled}
+
+    def _measure(self, losses: Mapping[str, Tensor], points: Mapping[str, GradientPoint]) -> GradientRatios:
+        return GradientRatios(
+            {name: (losses[name], points[sides(info.tap)[0]]) for name, info in self.losses.items()}
+        )
 
     def _stopped_losses(self) -> dict[str, Tensor]:
         """Zeros under the methods' loss names that still reach all their parameters, as DDP wants."""
         losses = {}
         for method in self.methods.values():
             zero = sum((p.sum() * 0 for p in method.parameters()), torch.zeros((), device=self.device))
-            losses.update(dict.fromkeys(method.loss_names, zero))
+            losses.update(dict.fromkeys(method.losses, zero))
         return losses
 
     @torch.no_grad()
@@ -190,25 +219,34 @@ class DistilledDetector(nn.Module):
         """Take up the state of an earlier run.
 
         Raises:
-            ConfigError: that run had other methods or taps.
+            ConfigError: that run had other methods, taps or widths, and `resume_fresh` is not set.
         """
-        if set(state) != set(self.methods):
+        self.prepare()  # a matching is to the channels of one teacher
+        if not self.resume_fresh and set(state) != set(self.methods):
             raise ConfigError(
                 "DISTILL.METHODS",
                 list(self.methods),
                 f"the checkpoint was trained with {list(state)}",
-                "Resume with the methods of that run, or start a new run in another OUTPUT_DIR.",
+                RESUME_REMEDY,
             )
         for name, method in self.methods.items():
+            fresh = copy.deepcopy(method.state_dict())
             try:
+                if name not in state:
+                    raise RuntimeError("the checkpoint is of a run without it")
                 method.load_state_dict(state[name])
-            except RuntimeError as error:
-                raise ConfigError(
-                    f"DISTILL.{name.upper()}",
-                    self.taps,
-                    f"the checkpoint's state of this method does not fit ({error})",
-                    "Resume with the settings of that run, or start a new run in another OUTPUT_DIR.",
-                ) from error
+            except (ConfigError, RuntimeError) as error:
+                method.load_state_dict(fresh)  # nothing stays half loaded
+                if self.resume_fresh:
+                    logger.warning("DISTILL.RESUME_FRESH: %s starts afresh: %s", name, error)
+                elif isinstance(error, ConfigError):
+                    raise
+                else:
+                    key, problem = (
+                        f"DISTILL.{name.upper()}",
+                        f"its state in the checkpoint is another ({error})",
+                    )
+                    raise ConfigError(key, method.taps, problem, RESUME_REMEDY) from error
 
     def _to_device(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Move the images once, for both networks."""

@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+# For settings that a checkpoint was not made with.
+RESUME_REMEDY = (
+    "Resume with the settings of that run, set DISTILL.RESUME_FRESH True to start the distiller's matching "
+    "and adapters afresh, or start a new run in another OUTPUT_DIR."
+)
+
 
 class ConfigError(ValueError):
     """A setting that cannot work; its message names the key, the value and the way out.

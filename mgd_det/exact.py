@@ -23,7 +23,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .checkpoint import checkpoint_hooks
+from .checkpoint import trainer_state
 from .errors import ConfigError
 from .launch import unwrapped
 from .rng import isolated_rng
@@ -48,8 +48,8 @@ def resolve_seed(cfg: CfgNode, *, resume: bool) -> None:
     if cfg.SEED >= 0:
         return
     drawn = comm.shared_random_seed()
-    state = checkpoint_hooks(cfg, resume=resume).get(ExactResumeHook.__name__, {})
-    cfg.SEED = state.get("seed", drawn)
+    hooks = trainer_state(cfg, resume=resume).get("hooks", {})
+    cfg.SEED = hooks.get(ExactResumeHook.__name__, {}).get("seed", drawn)
 
 
 def check_sampler(cfg: CfgNode) -> None:

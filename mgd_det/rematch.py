@@ -85,6 +85,8 @@ class RematchHook(HookBase):
         online_every: take statistics from every so many-th training step, and solve from those; 0
             solves from passes.
         online_decay: what earlier statistics count whenever new ones are taken.
+        gradient_period: log every so many iterations how the losses' gradients compare with the task's;
+            0: never.
     """
 
     @configurable
@@ -96,9 +98,11 @@ class RematchHook(HookBase):
         weights: WeightSchedule,
         online_every: int = 0,
         online_decay: float = 0.98,
+        gradient_period: int = 0,
     ) -> None:
         self.images, self.updates, self.weights = images, updates, weights
         self.online_every, self.online_decay = online_every, online_decay
+        self.gradient_period = gradient_period
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -116,6 +120,7 @@ class RematchHook(HookBase):
             "weights": WeightSchedule(schedule.WARMUP_ITERS, schedule.DECAY_ITER, schedule.STOP_ITER),
             "online_every": update.ONLINE_EVERY if update.MODE == "online" else 0,
             "online_decay": update.ONLINE_DECAY,
+            "gradient_period": cfg.DISTILL.GRADIENT_PERIOD,
         }
 
     @property
@@ -138,7 +143,8 @@ class RematchHook(HookBase):
         if not detector.methods:
             return
         detector.loss_factor = self.weights.factor(iteration)
-        self.trainer.storage.put_scalar("distill_weight", detector.loss_factor, smoothing_hint=False)
+        for name, info in detector.losses.items():
+            self._log(f"{_stem(name)}/weight", info.weight * detector.loss_factor)
         if detector.loss_factor == 0:
             return
         if not all(method.ready for method in detector.methods.values()):
@@ -150,9 +156,14 @@ class RematchHook(HookBase):
                 self._solve(lambda: detector.rematch(self.images(iteration), sum_over_ranks))
         # Consumed by the step's one forward pass, so that those of other hooks do not count.
         detector.observe_next = self.online_every > 0 and iteration % self.online_every == 0
+        detector.measure_next = self.gradient_period > 0 and iteration % self.gradient_period == 0
 
     def after_step(self) -> None:
         detector = self.detector
+        if detector.measured is not None:
+            for name, ratio in detector.measured.ratios().items():
+                self._log(f"{_stem(name)}/gradient_ratio", ratio)
+            detector.measured = None  # and with it this step's graph
         online = self.online_every and self.trainer.iter % self.online_every == 0
         if online and detector.methods and detector.loss_factor:
             for method in detector.methods.values():
@@ -176,19 +187,25 @@ class RematchHook(HookBase):
                 logger.warning(
                     "%s: left out %d images whose features were not finite", report.name, report.skipped
                 )
-            self.trainer.storage.put_scalar(f"{report.name}/match_cost", report.cost, smoothing_hint=False)
-            self.trainer.storage.put_scalar(
-                f"{report.name}/match_changed", report.changed, smoothing_hint=False
-            )
+            self._log(f"{report.name}/match_cost", report.cost)
+            self._log(f"{report.name}/match_changed", report.changed)
         if reports:
             logger.info("matching solved in %.1f s", seconds)
-            self.trainer.storage.put_scalar("match_seconds", seconds, smoothing_hint=False)
+            self._log("match_seconds", seconds)
+
+    def _log(self, name: str, value: float) -> None:
+        self.trainer.storage.put_scalar(name, value, smoothing_hint=False)
 
     def state_dict(self) -> dict[str, Any]:
         return self.detector.distill_state()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.detector.load_distill_state(state)
+
+
+def _stem(loss_name: str) -> str:
+    # Detectron2 prints every scalar with "loss" in its name to the terminal.
+    return loss_name[len("loss_") :]
 
 
 def sum_over_ranks(tensor: Tensor) -> None:
@@ -211,6 +228,7 @@ def _check(cfg: CfgNode) -> None:
         **{f"DISTILL.MGD.UPDATE.{key}": (update[key], 0) for key in ("PERIOD", "SLOW_AFTER", "SLOW_PERIOD")},
         **{f"DISTILL.MGD.UPDATE.{key}": (update[key], 1) for key in ("NUM_IMAGES", "ONLINE_EVERY")},
         "DISTILL.MGD.UPDATE.UNTIL": (update.UNTIL, 0),
+        "DISTILL.GRADIENT_PERIOD": (cfg.DISTILL.GRADIENT_PERIOD, 0),
         **{f"DISTILL.SCHEDULE.{key}": (value, 0) for key, value in schedule.items()},
     }
     for key, (value, minimum) in least.items():

@@ -11,17 +11,24 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup
-from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
-from torch import nn
 
-from .checkpoint import ReportingCheckpointer, checkpoint_hooks
+from .checkpoint import ReportingCheckpointer, trainer_state
 from .config import load_config, student_config
 from .datasets import check_datasets, register_datasets
-from .errors import ConfigError
+from .errors import RESUME_REMEDY, ConfigError
+from .evaluation import (
+    check_teacher_settings,
+    evaluate_student,
+    evaluate_teacher,
+    load_student,
+    require_teacher_ap,
+    teacher_test_config,
+)
 from .exact import check_sampler, resolve_seed
 from .launch import check_launch, launch, world_size
+from .optimizer import check_resumed_optimizer
 from .rematch import RematchHook
 from .rng import isolated_rng
 from .teacher import TeacherSpec
@@ -41,7 +48,8 @@ def argument_parser(epilog: str) -> argparse.ArgumentParser:
 def main(args: Any) -> None:
     """Check what the arguments ask for, then do it in every process.
 
-    Bad input ends this process with one line and exit code 2, before anything is written.
+    Bad input ends this process with one line and exit code 2, before anything is written; losses or
+    features that are not finite with one line and exit code 1.
     """
     try:
         check(args)
@@ -49,6 +57,13 @@ def main(args: Any) -> None:
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
+    except FloatingPointError as error:
+        remedy = (
+            "The checkpoints are of before: resume from one of them with a lower SOLVER.BASE_LR or lower "
+            "weights of the losses, or look for broken images and weights."
+        )
+        sys.stderr.write(f"error: {' '.join(str(error).split())}. {remedy}\n")
+        sys.exit(1)
 
 
 def read_config(args: Any) -> CfgNode:
@@ -67,8 +82,9 @@ def check(args: Any) -> None:
     check_launch(args)
     cfg = read_config(args)
     training = not (args.eval_only or args.eval_teacher)
-    predicting = TeacherSpec.from_config(cfg).config() if args.eval_teacher else cfg
-    check_datasets(cfg, training=training, model=predicting)
+    check_datasets(cfg, training=training, model=teacher_test_config(cfg) if args.eval_teacher else cfg)
+    if training and is_distiller(cfg):
+        check_teacher_settings(cfg)
     check_solver(cfg, world_size(args))
     check_output(cfg)
     if training and cfg.DISTILL.EXACT_RESUME:
@@ -94,6 +110,8 @@ def run(args: Any) -> None:
     elif args.eval_only:
         evaluate_student(cfg, resume=args.resume)
     else:
+        if is_distiller(cfg) and not trainer_state(cfg, resume=args.resume):
+            require_teacher_ap(cfg)
         save_student_config(cfg)
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
@@ -117,7 +135,10 @@ def check_models(cfg: CfgNode, args: Any) -> None:
                 load_student(cfg, resume=args.resume)
             else:
                 model: Any = Trainer.build_model(cfg)
-                hooks = checkpoint_hooks(cfg, resume=args.resume)
+                state = trainer_state(cfg, resume=args.resume)
+                hooks = state.get("hooks", {})
+                if "optimizer" in state:
+                    check_resumed_optimizer(cfg, state["optimizer"])
                 ReportingCheckpointer(
                     model, cfg.OUTPUT_DIR, trusted=cfg.DISTILL.UNSAFE_LOADING
                 ).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
@@ -126,12 +147,13 @@ def check_models(cfg: CfgNode, args: Any) -> None:
                     if RematchHook.__name__ in hooks:
                         model.load_distill_state(hooks[RematchHook.__name__])
                     model.prepare()
-                if hooks and (RematchHook.__name__ in hooks) != is_distiller(cfg):
+                other_way_round = hooks and (RematchHook.__name__ in hooks) != is_distiller(cfg)
+                if other_way_round and not cfg.DISTILL.RESUME_FRESH:
                     raise ConfigError(
                         "DISTILL.ENABLED",
                         cfg.DISTILL.ENABLED,
                         "the checkpoint to resume is of a run that was the other way round",
-                        "Resume as it was, or start in another OUTPUT_DIR with MODEL.WEIGHTS from this one.",
+                        RESUME_REMEDY,
                     )
     finally:
         logging.disable(logging.NOTSET)
@@ -143,40 +165,3 @@ def save_student_config(cfg: CfgNode) -> None:
         path = os.path.join(cfg.OUTPUT_DIR, "student_config.yaml")
         with PathManager.open(path, "w") as f:
             f.write(student_config(cfg).dump())
-
-
-def load_student(cfg: CfgNode, *, resume: bool) -> nn.Module:
-    """The model with MODEL.WEIGHTS, or with `resume` those of the last checkpoint.
-
-    Raises:
-        ConfigError: the file does not hold all of the student's weights.
-    """
-    model = Trainer.build_model(cfg)
-    checkpointer = ReportingCheckpointer(model, cfg.OUTPUT_DIR, trusted=cfg.DISTILL.UNSAFE_LOADING)
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    report = checkpointer.report
-    if report is None or report.missing:
-        raise ConfigError(
-            "MODEL.WEIGHTS",
-            cfg.MODEL.WEIGHTS,
-            f"does not hold a trained student: {report or 'no file'}",
-            "Give a checkpoint such as OUTPUT_DIR/model_final.pth, or --resume for the run's last.",
-        )
-    return model
-
-
-def evaluate_student(cfg: CfgNode, *, resume: bool) -> None:
-    """Evaluate MODEL.WEIGHTS, or with `resume` the last checkpoint, on DATASETS.TEST."""
-    results = Trainer.test(cfg, load_student(cfg, resume=resume))
-    if comm.is_main_process():
-        verify_results(cfg, results)
-
-
-def evaluate_teacher(cfg: CfgNode) -> None:
-    """Evaluate the teacher alone, with its own input settings, on the student's DATASETS.TEST."""
-    spec = TeacherSpec.from_config(cfg)
-    teacher_cfg = spec.config()
-    teacher_cfg.DATASETS = cfg.DATASETS.clone()
-    teacher_cfg.DATALOADER = cfg.DATALOADER.clone()
-    teacher_cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "teacher")
-    Trainer.test(teacher_cfg, spec.load(torch.device(cfg.MODEL.DEVICE)).model)

@@ -16,11 +16,13 @@ from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .gradients import GradientPoint
 from .methods import TapInfo
 
 PROBE_SIZE = 256  # pixels; a multiple of every stride up to that of p7 and of res5
 
-Emit = Callable[[Tensor], None]
+# Takes a tap's features, and the network's own tensor that holds them or through which they pass on.
+Emit = Callable[[Tensor, Tensor], None]
 
 
 class _Complete(Exception):
@@ -49,7 +51,8 @@ class ResidualSum:
             parts.append(output)
 
         def emit_sum(module: nn.Module, args: Any, output: Tensor) -> None:
-            emit(parts.pop() + output)
+            branch = output if self.block.shortcut is None else parts[0]
+            emit(parts.pop() + output, branch)
 
         if self.block.shortcut is None:
             return [
@@ -73,7 +76,7 @@ class BackboneOutput:
 
     def attach(self, emit: Emit) -> list[Any]:
         def emit_output(module: nn.Module, args: Any, output: Mapping[str, Tensor]) -> None:
-            emit(output[self.name])
+            emit(output[self.name], output[self.name])
 
         return [self.backbone.register_forward_hook(emit_output)]
 
@@ -89,7 +92,7 @@ class ModuleOutput:
     def attach(self, emit: Emit) -> list[Any]:
         def emit_output(module: nn.Module, args: Any, output: Any) -> None:
             # The network may go on to change it in place.
-            emit(output.clone() if self.copy and isinstance(output, Tensor) else output)
+            emit(output.clone() if self.copy and isinstance(output, Tensor) else output, output)
 
         return [self.module.register_forward_hook(emit_output)]
 
@@ -143,20 +146,29 @@ def last_norms(backbone: Any) -> list[Any]:
 
 
 @contextmanager
-def capture(backbone: Any, names: Sequence[str], *, stop: bool = False) -> Iterator[dict[str, Tensor]]:
+def capture(
+    backbone: Any,
+    names: Sequence[str],
+    *,
+    stop: bool = False,
+    points: dict[str, GradientPoint] | None = None,
+) -> Iterator[dict[str, Tensor]]:
     """While active, a forward pass of `backbone` fills the yielded dict: name -> (N, C, H, W).
 
     Args:
         backbone: a Detectron2 backbone.
         names: of the taps.
         stop: leave the network, and the body of the `with`, as soon as the last tap has been seen.
+        points: filled like the yielded dict, with the places at which the taps' gradients can be seen.
     """
     features: dict[str, Tensor] = {}
     handles: list[Any] = []
 
     def emitter(name: str) -> Emit:
-        def emit(tensor: Tensor) -> None:
+        def emit(tensor: Tensor, source: Tensor) -> None:
             features[name] = tensor
+            if points is not None:
+                points[name] = GradientPoint(source)
             if stop and len(features) == len(set(names)):
                 raise _Complete
 

@@ -142,6 +142,12 @@ class Teacher:
         """Follow the student's `.to()`, `.cuda()`, `.half()` ..."""
         self.model._apply(fn)
 
+    def pixels(self, images: Sequence[Tensor], image_format: str) -> Tensor:
+        """(N, C, H, W): the images as the network sees them, in its channel order, normalised, padded."""
+        if image_format != self.input_format:
+            images = [image.flip(0) for image in images]
+        return self.model.preprocess_image([{"image": image} for image in images]).tensor
+
     @torch.no_grad()
     def features(
         self, images: Sequence[Tensor], image_format: str, names: Sequence[str]
@@ -156,9 +162,7 @@ class Teacher:
         Returns:
             name -> (N, Ct, H, W), at the teacher's own normalisation and padding.
         """
-        if image_format != self.input_format:
-            images = [image.flip(0) for image in images]
-        pixels = self.model.preprocess_image([{"image": image} for image in images]).tensor
+        pixels = self.pixels(images, image_format)
         with capture(self.model.backbone, names, stop=True) as features:
             self.model.backbone(pixels)
         return features

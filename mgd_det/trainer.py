@@ -11,7 +11,6 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, SimpleTrainer, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import COCOEvaluator
-from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from torch import nn
 
@@ -19,11 +18,11 @@ from .checkpoint import ReportingCheckpointer
 from .config import DISTILLER
 from .errors import ConfigError
 from .exact import ExactLoader, ExactResumeHook
+from .launch import unwrapped
 from .mixed_precision import DTYPES, MixedPrecisionTrainer
+from .optimizer import OPTIMIZERS, build_optimizer, carried_over, parameter_names
 from .rematch import RematchHook
 from .taps import last_norms
-
-OPTIMIZERS = ("SGD", "AdamW")
 
 
 class Trainer(DefaultTrainer):
@@ -82,12 +81,28 @@ class Trainer(DefaultTrainer):
 
     def state_dict(self) -> dict[str, Any]:
         """Iteration, hooks and, which Detectron2 0.6 leaves out, the optimiser (and loss scale)."""
-        return {**TrainerBase.state_dict(self), "_trainer": self._trainer.state_dict()}
+        return {
+            **TrainerBase.state_dict(self),
+            "_trainer": self._trainer.state_dict(),
+            "optimizer": self.cfg.SOLVER.OPTIMIZER,
+            "parameters": parameter_names(unwrapped(self.model), self.optimizer),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         TrainerBase.load_state_dict(self, state)
-        if "_trainer" in state:
-            self._trainer.load_state_dict(state["_trainer"])
+        if "_trainer" not in state:  # of a stock trainer
+            return
+        names = parameter_names(unwrapped(self.model), self.optimizer)
+        inner = state["_trainer"]
+        if state["parameters"] == names:
+            self._trainer.load_state_dict(inner)
+            return
+        optimizer = carried_over(inner["optimizer"], state["parameters"], self.optimizer, names)
+        self._trainer.load_state_dict({**inner, "optimizer": optimizer})
+        # The hook has taken over the other run's learning rates, one for each of its groups.
+        self.scheduler.base_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]
+        for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_lr()):
+            group["lr"] = lr
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -109,18 +124,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """`SOLVER.OPTIMIZER`: stock SGD, or AdamW over stock parameter groups."""
-        if cfg.SOLVER.OPTIMIZER == "SGD":
-            return super().build_optimizer(cfg, model)
-        params = get_default_optimizer_params(
-            model,
-            base_lr=cfg.SOLVER.BASE_LR,
-            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
-            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-        )
-        adamw = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
-        return adamw(params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+        """`SOLVER.OPTIMIZER`."""
+        return build_optimizer(cfg, model)
 
     @classmethod
     def build_evaluator(

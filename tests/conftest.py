@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.structures import Boxes, Instances
 
 from mgd_det.config import load_config
 from mgd_det.rng import isolated_rng
@@ -116,6 +117,16 @@ def images() -> list[dict]:
     generator = torch.Generator().manual_seed(3)
     sizes = [(3, 64, 96), (3, 96, 64)]
     return [{"image": torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)} for size in sizes]
+
+
+@pytest.fixture
+def labelled(images) -> list[dict]:
+    """The same with one box each."""
+    for x in images:
+        x["instances"] = Instances(x["image"].shape[1:])
+        x["instances"].gt_boxes = Boxes(torch.tensor([[8.0, 8.0, 40.0, 40.0]]))
+        x["instances"].gt_classes = torch.tensor([1])
+    return images
 
 
 def run_tool(*command, cwd=None, check=True, env=()) -> subprocess.CompletedProcess:

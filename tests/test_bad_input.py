@@ -148,6 +148,26 @@ CASES = {
         ["MODEL.RETINANET.NUM_CLASSES", 80],
         ["MODEL.RETINANET.NUM_CLASSES = 80", "DATASETS.TEST has 6 classes"],
     ),
+    "a teacher that must do better than perfect": (
+        ["DISTILL.TEACHER.MIN_AP", 101.0],
+        ["DISTILL.TEACHER.MIN_AP = 101.0", "from 0 to 100"],
+    ),
+    "no images to check the teacher on": (
+        ["DISTILL.TEACHER.CHECK_IMAGES", 0],
+        ["DISTILL.TEACHER.CHECK_IMAGES = 0", "at least 1"],
+    ),
+    "a teacher check without a data set": (
+        ["DISTILL.TEACHER.MIN_AP", 30.0, "DATASETS.TEST", ()],
+        ["DATASETS.TEST", "nothing to evaluate on"],
+    ),
+    "a teacher check on other classes": (
+        ["DISTILL.TEACHER.MIN_AP", 30.0, "DISTILL.TEACHER.OPTS", ["MODEL.RETINANET.NUM_CLASSES", 80]],
+        ["MODEL.RETINANET.NUM_CLASSES = 80", "DATASETS.TEST has 6 classes"],
+    ),
+    "a negative gradient period": (
+        ["DISTILL.GRADIENT_PERIOD", -1],
+        ["DISTILL.GRADIENT_PERIOD = -1", "at least 0"],
+    ),
     "an unknown precision": (
         ["SOLVER.AMP.DTYPE", "float8"],
         ["SOLVER.AMP.DTYPE = 'float8'", "'bfloat16'"],
@@ -253,6 +273,7 @@ RESUMED = {
     "another norm": (["DISTILL.MGD.NORM", ""], "DISTILL.MGD"),
     "another teacher": (["DISTILL.TEACHER.OPTS", ["MODEL.RESNETS.RES2_OUT_CHANNELS", 64]], "matching to"),
     "no distillation": (["DISTILL.ENABLED", False], "DISTILL.ENABLED = False"),
+    "another optimiser": (["SOLVER.OPTIMIZER", "SGD"], "SOLVER.OPTIMIZER = 'SGD'"),
 }
 
 

@@ -10,7 +10,6 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from mgd_det.config import student_config
@@ -25,15 +24,6 @@ from mgd_det.taps import capture, evaluating, unpadded_mask
 def detector(mgd_cfg):
     torch.manual_seed(0)
     return build_model(mgd_cfg)
-
-
-@pytest.fixture
-def labelled(images):
-    for x in images:
-        x["instances"] = Instances(x["image"].shape[1:])
-        x["instances"].gt_boxes = Boxes(torch.tensor([[8.0, 8.0, 40.0, 40.0]]))
-        x["instances"].gt_classes = torch.tensor([1])
-    return images
 
 
 def test_the_teacher_is_invisible(detector, teacher_run):
@@ -114,7 +104,7 @@ def test_training_without_a_matching_stops_with_the_remedy(detector, labelled):
 
 def test_losses_are_the_students_and_one_for_each_tap(detector, labelled, mgd_cfg):
     reports = detector.rematch([labelled])
-    assert [r.name for r in reports] == ["mgd/res3", "mgd/res4", "mgd/res5"]
+    assert [r.name for r in reports] == ["mgd_res3", "mgd_res4", "mgd_res5"]
     detector.backbone.eval()  # so that a second forward pass sees the same statistics
     with EventStorage():
         stock = copy.deepcopy(detector.student)(labelled)
@@ -176,7 +166,7 @@ def test_a_tap_can_be_another_one_on_each_side(mgd_cfg, images):
     mgd_cfg.DISTILL.MGD.TAPS = ["res4=bottom_up.res4.5", "res3_relu"]
     detector = build_model(mgd_cfg)
     reports = detector.rematch([images])
-    assert [r.name for r in reports] == ["mgd/res4=bottom_up.res4.5", "mgd/res3_relu"]
+    assert [r.name for r in reports] == ["mgd_res4=bottom_up.res4.5", "mgd_res3_relu"]
     margin = detector.methods["mgd"]._matchings["res3_relu"].margin
     assert not margin.any()  # nothing is negative behind a ReLU
     state = detector.distill_state()

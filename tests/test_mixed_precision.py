@@ -66,3 +66,25 @@ def test_the_loss_is_computed_in_float32_under_autocast(mgd_cfg, images):
     assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()
     assert all(f.student.grad.isfinite().all() for f in half.values())
+
+
+def test_steps_skipped_for_overflow_leave_student_and_matching_as_they_were(mgd_cfg):
+    """A loss scale beyond float16: every step of the first iterations is skipped."""
+    register_datasets(mgd_cfg)
+    mgd_cfg.DATASETS.TEST = ()
+    mgd_cfg.SOLVER.AMP.ENABLED, mgd_cfg.SOLVER.AMP.DTYPE = True, "float16"
+    mgd_cfg.SOLVER.MAX_ITER, mgd_cfg.DISTILL.GRADIENT_PERIOD = 3, 1
+    mgd_cfg.DISTILL.MGD.UPDATE.MODE, mgd_cfg.DISTILL.MGD.UPDATE.ONLINE_EVERY = "online", 1
+    default_setup(mgd_cfg, None)
+    trainer = Trainer(mgd_cfg)
+    scaler = trainer._trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    assert scaler.get_scale() == 2.0**57
+    assert all(torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
+    mgd = trainer.model.methods["mgd"]
+    for tap, groups in mgd._matchings.items():
+        assert sorted(groups.groups.flatten().tolist()) == list(range(groups.num_teacher))
+        assert mgd._statistics[tap].similarity.isfinite().all()
+        assert mgd._statistics[tap].skipped == 0
+    assert not any("gradient_ratio" in name for name in trainer.storage.histories())

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, run_tool, small_config
 from detectron2.config import get_cfg
+from detectron2.data import get_detection_dataset_dicts
 from detectron2.engine import default_setup
 from detectron2.modeling import build_model
+from detectron2.structures import Boxes, BoxMode, Instances
+from torch import nn
 
 from mgd_det import DistilledDetector
 from mgd_det.config import load_config, student_config
 from mgd_det.datasets import register_datasets
+from mgd_det.evaluation import require_teacher_ap
+from mgd_det.teacher import Teacher, TeacherSpec
 from mgd_det.trainer import Trainer
 
 TRAIN_NET = ROOT / "tools/train_net.py"
@@ -80,8 +86,8 @@ def test_the_log_tells_what_was_loaded_and_matched(finished):
     log = (run / "log.txt").read_text()
     assert "teacher: " in log
     assert "tensors loaded from" in log
-    assert "matching mgd/res4 before iteration 0, from 4 images: mean cost" in log
-    assert "matching mgd/res4 before iteration 3" in log
+    assert "matching mgd_res4 before iteration 0, from 4 images: mean cost" in log
+    assert "matching mgd_res4 before iteration 3" in log
     assert "eta:" in output
 
 
@@ -126,6 +132,104 @@ def test_resuming_continues_with_the_matching_and_the_optimiser(finished, tmp_pa
     assert torch.equal(state[0]["res4"]["groups"], state[1]["res4"]["groups"])
     steps = [x["trainer"]["_trainer"]["optimizer"]["state"][0]["step"].item() for x in (before, after)]
     assert steps == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("opts", "fresh"),
+    [
+        (["DISTILL.MGD.TAPS", ["res4", "p3"]], True),
+        (["DISTILL.MGD.NORM", "", "DISTILL.MGD.REDUCER", "sparse"], True),
+        (["DISTILL.TEACHER.OPTS", ["MODEL.RESNETS.RES2_OUT_CHANNELS", 64]], True),
+        (["DISTILL.ENABLED", False], False),
+        (["DISTILL.MGD.WEIGHTS", [0.5]], False),  # what fits is continued with all the same
+    ],
+)
+def test_adapters_start_fresh_where_the_config_says_so(opts, fresh, finished, tmp_path):
+    """The student's weights, momentum and learning rate go on; the matching is solved anew."""
+    cfg, run, _ = finished
+    cfg = cfg.clone()
+    cfg.OUTPUT_DIR = str(tmp_path / "run")
+    cfg.SOLVER.MAX_ITER, cfg.DATASETS.TEST = 3, ()
+    cfg.DISTILL.TEACHER.ALLOW_PARTIAL_WEIGHTS = cfg.DISTILL.RESUME_FRESH = True
+    cfg.merge_from_list(opts)
+    os.makedirs(cfg.OUTPUT_DIR)
+    (tmp_path / "run/model_0000001.pth").write_bytes((run / "model_0000001.pth").read_bytes())
+    (tmp_path / "run/last_checkpoint").write_text("model_0000001.pth")
+    output = train_net(cfg, tmp_path, "--resume").stdout
+    assert "Starting training from iteration 2" in output
+    assert ("mgd starts afresh" in output) == fresh
+    assert ("matching mgd" in output) == fresh
+    before, after = checkpoint(run, "model_0000001.pth"), checkpoint(cfg.OUTPUT_DIR)
+
+    def steps_of(trainer, name="backbone.bottom_up.res5.0.conv1.weight"):
+        number = trainer["parameters"].index(name)
+        return trainer["_trainer"]["optimizer"]["state"][number]["step"].item()
+
+    assert [steps_of(x["trainer"]) for x in (before, after)] == [2, 3]
+    rates = [
+        {g["lr"] for g in x["trainer"]["_trainer"]["optimizer"]["param_groups"]} for x in (before, after)
+    ]
+    assert rates[0] == rates[1]
+
+
+def test_a_teacher_under_the_required_ap_ends_the_run_before_it_trains(finished, tmp_path):
+    cfg, _, _ = finished
+    cfg = cfg.clone()
+    cfg.OUTPUT_DIR = str(tmp_path / "run")
+    cfg.DISTILL.TEACHER.MIN_AP, cfg.DISTILL.TEACHER.CHECK_IMAGES = 30.0, 2
+    result = train_net(cfg, tmp_path, check=False)
+    assert result.returncode == 2
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert "DISTILL.TEACHER.MIN_AP = 30.0: the teacher reaches AP 0.00 on 2 images of" in line
+    assert "Look at DISTILL.TEACHER.WEIGHTS" in line
+    assert "Traceback" not in result.stderr
+    assert not list((tmp_path / "run").glob("*.pth"))
+
+
+class Perfect(nn.Module):
+    """A detector that looks the boxes up."""
+
+    def __init__(self, dataset: str) -> None:
+        super().__init__()
+        self.truth = {d["image_id"]: d for d in get_detection_dataset_dicts(dataset, filter_empty=False)}
+        self.seen = []
+
+    def forward(self, inputs):
+        self.seen += [x["image_id"] for x in inputs]
+        return [{"instances": self.answer(self.truth[x["image_id"]])} for x in inputs]
+
+    def answer(self, truth):
+        boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in truth["annotations"]]
+        found = Instances((truth["height"], truth["width"]))
+        found.pred_boxes = Boxes(torch.tensor(boxes))
+        found.pred_classes = torch.tensor([a["category_id"] for a in truth["annotations"]])
+        found.scores = torch.ones(len(boxes))
+        return found
+
+
+def test_a_teacher_that_reaches_the_required_ap_passes(finished, monkeypatch):
+    cfg, _, _ = finished
+    cfg = cfg.clone()
+    cfg.DISTILL.TEACHER.MIN_AP, cfg.DISTILL.TEACHER.CHECK_IMAGES = 99.0, 3
+    register_datasets(cfg)
+    perfect = Perfect(cfg.DATASETS.TEST[0])
+    monkeypatch.setattr(TeacherSpec, "load", lambda *_: Teacher(perfect, "RGB"))
+    require_teacher_ap(cfg)
+    assert perfect.seen == list(perfect.truth)[:3]
+
+
+def test_a_run_that_diverges_names_iteration_and_tap_and_leaves_its_checkpoints(finished, tmp_path):
+    cfg, _, _ = finished
+    cfg = cfg.clone()
+    cfg.OUTPUT_DIR = str(tmp_path / "run")
+    cfg.SOLVER.CHECKPOINT_PERIOD, cfg.DISTILL.MGD.WEIGHTS = 1, [0.05, 1e38, 0.05]
+    result = train_net(cfg, tmp_path, check=False)
+    assert result.returncode == 1
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert "iteration=0" in line
+    assert re.search(r"'loss_mgd_res4': \S*inf", line)
+    assert not re.search(r"'loss_mgd_res3': \S*inf", line)
+    assert "Traceback" not in result.stderr
 
 
 def test_a_finished_run_is_the_next_runs_teacher(finished, tmp_path):

@@ -2,6 +2,7 @@
 
 from . import mgd  # noqa: F401  (registers itself)
 from .base import (
+    LossInfo,
     MatchReport,
     Method,
     TapFeatures,
@@ -12,6 +13,7 @@ from .base import (
 )
 
 __all__ = [
+    "LossInfo",
     "MatchReport",
     "Method",
     "TapFeatures",

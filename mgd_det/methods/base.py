@@ -36,10 +36,17 @@ class TapInfo(NamedTuple):
     batch_norm: tuple[Tensor, Tensor] | None = None
 
 
+class LossInfo(NamedTuple):
+    """What is known of one loss before any step."""
+
+    tap: str  # at which it acts
+    weight: float  # that it is multiplied by
+
+
 class MatchReport(NamedTuple):
     """What solving one assignment brought."""
 
-    name: str  # of the tap, as in the method's losses
+    name: str  # of the loss that uses it, without "loss_"
     cost: float  # mean over the matched pairs, 0 to 4
     changed: float  # share of used teacher channels that changed partner; 1 the first time
     images: int  # that the statistics come from, older ones decayed
@@ -47,7 +54,7 @@ class MatchReport(NamedTuple):
 
 
 class Method(nn.Module):
-    """Base class. Subclasses define `forward`, `loss_names` and, where they match channels, the rest.
+    """Base class. Subclasses define `forward`, `losses` and, where they match channels, the rest.
 
     Learned parts (norms, adapters) are ordinary parameters of the module, and what else must survive a
     resume goes through `get_extra_state` / `set_extra_state`; both end up in the trainer's checkpoint,
@@ -79,8 +86,8 @@ class Method(nn.Module):
         raise NotImplementedError
 
     @property
-    def loss_names(self) -> list[str]:
-        """Names of the losses that `forward` returns."""
+    def losses(self) -> dict[str, LossInfo]:
+        """The losses that `forward` returns, by name."""
         raise NotImplementedError
 
     def observe(self, features: Mapping[str, TapFeatures]) -> None:

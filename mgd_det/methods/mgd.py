@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError
+from ..errors import RESUME_REMEDY, ConfigError
 from ..losses import partial_l2, pooled_partial_l2
 from ..margins import batch_norm_margin
 from ..matching import assign_groups, assign_one_to_one, assignment_cost, changed_share
 from ..norms import STUDENT_NORMS
 from ..reducers import ALIASES, REDUCERS, absolute_max, find_reducer
 from ..statistics import MatchingStatistics
-from .base import MatchReport, Method, TapFeatures, TapInfo, register_method
+from .base import LossInfo, MatchReport, Method, TapFeatures, TapInfo, register_method
 
 MARGINS = ("auto", "batch_norm", "empirical")
 
@@ -139,15 +139,6 @@ class MGD(Method):
                     "its output (none at all, or one with its statistics folded in)",
                     'Use "empirical", or "auto", which chooses it there.',
                 )
-            matching = self._matchings.get(tap)
-            if matching is not None and matching.num_teacher != teacher[tap].channels:
-                raise ConfigError(
-                    "DISTILL.TEACHER.CONFIG_FILE",
-                    "this teacher",
-                    f"it has {teacher[tap].channels} channels at {tap!r}, and the checkpoint holds a "
-                    f"matching to {matching.num_teacher}",
-                    "Resume with the teacher of that run, or start a new run in another OUTPUT_DIR.",
-                )
         self._teacher = teacher
 
     @property
@@ -155,15 +146,15 @@ class MGD(Method):
         return all(tap in self._matchings for tap in self.taps)
 
     @property
-    def loss_names(self) -> list[str]:
-        return [f"loss_mgd_{tap}" for tap in self.taps]
+    def losses(self) -> dict[str, LossInfo]:
+        return {f"loss_mgd_{tap}": LossInfo(tap, weight) for tap, weight in self.weights.items()}
 
     def forward(self, features: Mapping[str, TapFeatures]) -> dict[str, Tensor]:
         losses = {}
         noise = self._noise(features[self.taps[0]].student.device) if self.reducer.random else None
         self._step += 1
-        for name, tap in zip(self.loss_names, self.taps):
-            losses[name] = self._loss(tap, *features[tap], noise) * self.weights[tap]
+        for name, (tap, weight) in self.losses.items():
+            losses[name] = self._loss(tap, *features[tap], noise) * weight
         return losses
 
     def _loss(
@@ -228,7 +219,7 @@ class MGD(Method):
         before = self._matchings.get(tap)
         self._matchings[tap] = Matching(groups, pooled, num_teacher)
         return MatchReport(
-            name=f"mgd/{tap}",
+            name=f"mgd_{tap}",
             cost=assignment_cost(cost, groups),
             changed=1.0 if before is None else changed_share(before.groups, groups, num_teacher),
             images=round(statistics.images.item()),
@@ -262,23 +253,32 @@ class MGD(Method):
         }
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        matchings = state["matchings"]
+        matchings = {tap: Matching(**matching) for tap, matching in state["matchings"].items()}
         if matchings and list(matchings) != self.taps:
             raise ConfigError(
                 "DISTILL.MGD.TAPS",
                 self.taps,
                 f"the checkpoint holds a matching for the taps {list(matchings)}",
-                "Resume with the taps of that run, or start a new run in another OUTPUT_DIR.",
+                RESUME_REMEDY,
             )
-        self._matchings = {tap: Matching(**matching) for tap, matching in matchings.items()}
+        for tap, matching in matchings.items():
+            if tap in self._teacher and matching.num_teacher != self._teacher[tap].channels:
+                raise ConfigError(
+                    "DISTILL.TEACHER.CONFIG_FILE",
+                    "this teacher",
+                    f"it has {self._teacher[tap].channels} channels at {tap!r}, and the checkpoint holds a "
+                    f"matching to {matching.num_teacher}",
+                    RESUME_REMEDY,
+                )
         for key, value in state["settings"].items():
-            if value != self._settings[key]:
+            if matchings and value != self._settings[key]:
                 raise ConfigError(
                     f"DISTILL.MGD.{key}",
                     self._settings[key],
                     f"the checkpoint holds a matching made with {value!r}",
-                    "Resume with that, or start a new run in another OUTPUT_DIR.",
+                    RESUME_REMEDY,
                 )
+        self._matchings = matchings
         self._statistics = {
             tap: MatchingStatistics.from_sums(sums, torch.device("cpu"))
             for tap, sums in state["statistics"].items()
