@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
 from .config import DISTILLER
-from .errors import ConfigError, explained
-from .methods import Method, TapInfo, find_method, method_names
+from .errors import ConfigError, UnknownTap, explained
+from .methods import Method, TapInfo, find_method, method_defaults
 from .rng import isolated_rng
-from .taps import UnknownTap, inspect_taps, sides
+from .taps import inspect_taps, sides
+from .teacher import CONFIG_KEY, Teacher, TeacherSpec
 
 
 def build_student(cfg: CfgNode) -> nn.Module:
@@ -33,6 +34,14 @@ def build_student(cfg: CfgNode) -> nn.Module:
 def build_methods(cfg: CfgNode, student: nn.Module) -> dict[str, Method]:
     """The methods of `DISTILL.METHODS`, fitted to the student's taps."""
     methods = {}
+    spec = TeacherSpec.from_config(cfg)
+    teachers: list[Teacher] = []  # built once, and only for methods that ask for its widths
+
+    def teacher_network() -> nn.Module:
+        if not teachers:
+            teachers.append(spec.build(torch.device("cpu")))
+        return teachers[0].model
+
     for name in cfg.DISTILL.METHODS:
         method = find_method(name) if isinstance(name, str) else None
         if method is None:
@@ -40,35 +49,68 @@ def build_methods(cfg: CfgNode, student: nn.Module) -> dict[str, Method]:
                 "DISTILL.METHODS",
                 list(cfg.DISTILL.METHODS),
                 f"there is no method {name!r}",
-                f"Choose from {method_names()}.",
+                f"Choose from {list(method_defaults())}.",
             )
+        key = f"DISTILL.{name.upper()}.TAPS"
 
-        def inspect(taps: Sequence[str], key: str = f"DISTILL.{name.upper()}.TAPS") -> Any:
-            try:
-                found = inspect_taps(student, [sides(tap)[0] for tap in taps])
-            except UnknownTap as error:
-                problem = f"the student has not all of these: {error}"
-                raise ConfigError(key, list(taps), problem, "Name taps from that list.") from error
-            return {tap: found[sides(tap)[0]] for tap in taps}
+        def in_student(taps: Sequence[str], key: str = key) -> dict[str, TapInfo]:
+            return inspect_student(student, taps, key)
+
+        def in_teacher(taps: Sequence[str]) -> dict[str, TapInfo]:
+            return inspect_teacher(teacher_network(), taps, spec.config_file)
 
         # Adapters draw their initial values aside: the student's are the same with and without them.
         with isolated_rng():
-            methods[name] = method.from_config(cfg.DISTILL[name.upper()], inspect)
+            methods[name] = method.from_config(cfg.DISTILL[name.upper()], in_student, in_teacher)
     return methods
 
 
-def check_strides(
+def inspect_student(student: nn.Module, taps: Sequence[str], key: str) -> dict[str, TapInfo]:
+    """What is known of taps in the student; a ConfigError where it lacks one."""
+    try:
+        found = inspect_taps(student, [sides(tap)[0] for tap in taps])
+    except UnknownTap as error:
+        problem = f"the student has not all of these: {error}"
+        raise ConfigError(key, list(taps), problem, "Name taps that it has.") from error
+    return {tap: found[sides(tap)[0]] for tap in taps}
+
+
+def inspect_teacher(teacher: nn.Module, taps: Sequence[str], config_file: str) -> dict[str, TapInfo]:
+    """What is known of taps in the teacher; a ConfigError where it lacks one."""
+    try:
+        found = inspect_taps(teacher, [sides(tap)[1] for tap in taps])
+    except UnknownTap as error:
+        raise ConfigError(
+            CONFIG_KEY,
+            config_file,
+            f"this teacher lacks one of the taps {list(taps)}: {error}",
+            "Name taps that both networks have in DISTILL.<METHOD>.TAPS, or choose other methods.",
+        ) from error
+    return {tap: found[sides(tap)[1]] for tap in taps}
+
+
+def check_taps(
     methods: Mapping[str, Method], student: Mapping[str, TapInfo], teacher: Mapping[str, TapInfo]
 ) -> None:
-    """Refuse taps at which the two networks' features differ in stride."""
-    for tap in student:
-        if student[tap].stride != teacher[tap].stride:
+    """Refuse, with a ConfigError, taps that teach nothing, or at which the networks' positions differ."""
+    for tap, info in student.items():
+        key = taps_key(methods, tap)
+        if not info.trainable:
             raise ConfigError(
-                taps_key(methods, tap),
+                key,
                 list(student),
-                f"at {tap!r} the student's features have stride {student[tap].stride} and the "
-                f"teacher's {teacher[tap].stride}",
-                "Choose taps at which both networks have the same stride.",
+                f"no trainable weight of the student lies before the tap {tap!r}, so its loss would "
+                "teach nothing but its own norm",
+                "Lower MODEL.BACKBONE.FREEZE_AT, or leave that tap out.",
+            )
+        if info.stride != teacher[tap].stride:
+            at = {True: "proposals", False: "features of stride {}"}
+            ours, theirs = (at[i.stride is None].format(i.stride) for i in (info, teacher[tap]))
+            raise ConfigError(
+                key,
+                list(student),
+                f"at {tap!r} the student has {ours} and the teacher {theirs}",
+                "Choose taps at which both networks have the same stride, and the same kind of head.",
             )
 
 

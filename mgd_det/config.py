@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 
@@ -9,6 +10,7 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from .errors import ConfigError
+from .methods import method_defaults
 
 DISTILLER = "DistilledDetector"  # MODEL.META_ARCHITECTURE of a student with a teacher beside it
 
@@ -66,9 +68,9 @@ def add_mgd_config(cfg: CfgNode) -> None:
     cfg.DISTILL.TEACHER.OPTS = []
     # True accepts a weight file that lacks some of the teacher's tensors.
     cfg.DISTILL.TEACHER.ALLOW_PARTIAL_WEIGHTS = False
-    # Box AP, 0 to 100, that the teacher must reach before a new run begins, on the first CHECK_IMAGES images
-    # of each set of DATASETS.TEST; 0: no such check.
+    # Box AP, 0 to 100, that the teacher must reach before a new run begins; 0: no such check.
     cfg.DISTILL.TEACHER.MIN_AP = 0.0
+    # On that many images, the first of each set of DATASETS.TEST.
     cfg.DISTILL.TEACHER.CHECK_IMAGES = 100
 
     # Matching Guided Distillation (ECCV 2020).
@@ -96,6 +98,8 @@ def add_mgd_config(cfg: CfgNode) -> None:
     # True uses every teacher channel also where the student's channels do not divide their number:
     # some groups then hold one more than others.
     cfg.DISTILL.MGD.SPREAD = False
+    # "solved", or a control for comparisons: "random", drawn once, or "identity", by channel number.
+    cfg.DISTILL.MGD.ASSIGNMENT = "solved"
     # When the matching is solved again, after a first time at the start.
     cfg.DISTILL.MGD.UPDATE = CfgNode()
     # What it is solved from: "pass", both networks in eval mode over NUM_IMAGES images read for it, as
@@ -117,6 +121,56 @@ def add_mgd_config(cfg: CfgNode) -> None:
     cfg.DISTILL.MGD.UPDATE.UNTIL = 0
     # Training images, over all processes together, that each solution is computed from.
     cfg.DISTILL.MGD.UPDATE.NUM_IMAGES = 1024
+
+    # Plain imitation (FitNets, ICLR 2015): the mean squared error to the teacher's features.
+    cfg.DISTILL.IMITATION = CfgNode()
+    # As DISTILL.MGD.TAPS. RetinaNet's p6 and p7 are left out: their values are larger by far, and so would
+    # be their losses.
+    cfg.DISTILL.IMITATION.TAPS = ["p3", "p4", "p5"]
+    # Loss weight, one for all taps or one for each.
+    cfg.DISTILL.IMITATION.WEIGHTS = [1.0]
+    # A 1x1 convolution on the student's features, in training only: "auto" where the widths differ,
+    # "always", "never".
+    cfg.DISTILL.IMITATION.ADAPTER = "auto"
+    # What a position in a ground-truth box counts, beside 1 of the others.
+    cfg.DISTILL.IMITATION.FOREGROUND_WEIGHT = 1.0
+
+    # Channel-wise transformation (arXiv 2303.13212): imitation through an MLP over the student's channels.
+    cfg.DISTILL.CHANNEL_MLP = CfgNode()
+    # As DISTILL.IMITATION.TAPS.
+    cfg.DISTILL.CHANNEL_MLP.TAPS = ["p3", "p4", "p5"]
+    # Loss weight (the paper's alpha), one for all taps or one for each.
+    cfg.DISTILL.CHANNEL_MLP.WEIGHTS = [1.0]
+    # Width of its hidden layer; 0: the teacher's.
+    cfg.DISTILL.CHANNEL_MLP.HIDDEN = 0
+
+    # Feature mimicking with locality-sensitive hashing (TPAMI 2022).
+    cfg.DISTILL.LSH = CfgNode()
+    # "head": what the classifier of RetinaNet or FCOS looks at (3x3 neighbourhoods), or the box head's
+    # output of Faster and Mask R-CNN, the teacher's for the student's proposals. Any other tap is possible.
+    cfg.DISTILL.LSH.TAPS = ["head"]
+    # Loss weight (the paper's beta), one for all taps or one for each.
+    cfg.DISTILL.LSH.WEIGHTS = [7.0]
+    # Random projections that the features are hashed along.
+    cfg.DISTILL.LSH.NUM_HASHES = 4096
+    # Which of its two losses: "hash" without "l2" diverges easily.
+    cfg.DISTILL.LSH.TERMS = ["l2", "hash"]
+
+    # Predictions: dense classification and boxes of RetinaNet and FCOS, the box head's of R-CNN.
+    cfg.DISTILL.LOGITS = CfgNode()
+    # Of the classification loss.
+    cfg.DISTILL.LOGITS.WEIGHT = 1.0
+    # Of the box loss, weighted by how sure the teacher is (and of FCOS's centerness); 0: none.
+    cfg.DISTILL.LOGITS.BOX_WEIGHT = 1.0
+    # Sigmoid classifiers: exponent of the student's error, by which an element counts; 0: all alike.
+    cfg.DISTILL.LOGITS.GAMMA = 2.0
+    # Softmax classifiers: temperature of both distributions.
+    cfg.DISTILL.LOGITS.TEMPERATURE = 1.0
+
+    # Methods that a user has registered bring their keys along.
+    for name, defaults in method_defaults().items():
+        if name.upper() not in cfg.DISTILL:
+            cfg.DISTILL[name.upper()] = CfgNode(copy.deepcopy(defaults))
 
 
 def load_config(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Callable
 
 import torch
@@ -13,14 +14,16 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from .build import build_methods, build_student, check_strides, taps_key
+from .build import build_methods, build_student, check_taps, inspect_student, inspect_teacher
 from .errors import RESUME_REMEDY, ConfigError
 from .first_batch import look_at_first_batch
 from .gradients import GradientPoint, GradientRatios
-from .methods import LossInfo, MatchReport, Method, TapFeatures
+from .heads import find_head
+from .methods import HEAD_TAPS, LossInfo, MatchReport, Method
+from .pairing import pair_maps
 from .rng import isolated_rng
-from .taps import UnknownTap, capture, evaluating, inspect_taps, sides, unpadded_mask
-from .teacher import CONFIG_KEY, Teacher, TeacherSpec
+from .taps import capture, evaluating, sides, split
+from .teacher import Teacher, TeacherSpec
 
 logger = logging.getLogger("detectron2." + __name__)
 
@@ -92,6 +95,11 @@ class DistilledDetector(nn.Module):
         return list(dict.fromkeys(tap for method in self.methods.values() for tap in method.taps))
 
     @property
+    def matching(self) -> list[Method]:
+        """The methods that have a matching to solve."""
+        return [method for method in self.methods.values() if method.matches]
+
+    @property
     def losses(self) -> dict[str, LossInfo]:
         """What is known of the methods' losses, by name."""
         return {name: info for method in self.methods.values() for name, info in method.losses.items()}
@@ -104,30 +112,13 @@ class DistilledDetector(nn.Module):
         """
         if not self.methods or self.teacher is not None:
             return
-        student = _by_tap(inspect_taps(self.student, _names(self.taps, 0)), self.taps, 0)
-        for tap, info in student.items():
-            if not info.trainable:
-                raise ConfigError(
-                    taps_key(self.methods, tap),
-                    self.taps,
-                    f"no trainable weight of the student lies before the tap {tap!r}, so its loss would "
-                    "teach nothing but its own norm",
-                    "Lower MODEL.BACKBONE.FREEZE_AT, or leave that tap out.",
-                )
+        student = inspect_student(self.student, self.taps, "DISTILL.METHODS")
         teacher = self.teacher_spec.load(self.device)
         self._check_formats(teacher)
-        try:
-            infos = _by_tap(inspect_taps(teacher.model, _names(self.taps, 1)), self.taps, 1)
-        except UnknownTap as error:
-            raise ConfigError(
-                CONFIG_KEY,
-                self.teacher_spec.config_file,
-                f"this teacher lacks one of the taps {self.taps}: {error}",
-                "Name taps that both networks have in DISTILL.<METHOD>.TAPS.",
-            ) from error
-        check_strides(self.methods, student, infos)
+        infos = inspect_teacher(teacher.model, self.taps, self.teacher_spec.config_file)
+        check_taps(self.methods, student, infos)
         for method in self.methods.values():
-            method.attach_teacher(infos)
+            method.attach(student, infos)
             method.num_ranks, method.rank = comm.get_world_size(), comm.get_rank()
         self._strides = {tap: info.stride for tap, info in student.items()}
         self.teacher = teacher
@@ -146,15 +137,21 @@ class DistilledDetector(nn.Module):
             )
         batched_inputs = self._to_device(batched_inputs)
         points: dict[str, GradientPoint] | None = {} if self.measure_next else None
-        with capture(self.student.backbone, _names(self.taps, 0), points=points) as student:
+        names, head_names = split([sides(tap)[0] for tap in self.taps])
+        head: Any = find_head(self.student).capture(head_names) if head_names else nullcontext({})
+        with capture(self.student.backbone, names, points=points) as student, head as student_head:
             losses = self.student(batched_inputs)
+
+        def pair() -> dict[str, Any]:
+            return self._pair(self.taps, {**student, **student_head}, batched_inputs)
+
         if not self._seen_a_batch:
             self._seen_a_batch = True
-            look_at_first_batch(self, batched_inputs, lambda: self._pair(student, batched_inputs))
-        features = self._pair(student, batched_inputs)
+            look_at_first_batch(self, batched_inputs, pair)
+        features = pair()
         distilled = {}
         for method in self.methods.values():
-            if self.observe_next:
+            if self.observe_next and method.matches:
                 method.observe(features)
             for name, loss in method(features).items():
                 distilled[name] = loss * self.loss_factor
@@ -162,10 +159,13 @@ class DistilledDetector(nn.Module):
         self.observe_next = self.measure_next = False
         return {**losses, **distilled}
 
-    def _measure(self, losses: Mapping[str, Tensor], points: Mapping[str, GradientPoint]) -> GradientRatios:
-        return GradientRatios(
-            {name: (losses[name], points[sides(info.tap)[0]]) for name, info in self.losses.items()}
-        )
+    def _measure(
+        self, losses: Mapping[str, Tensor], points: Mapping[str, GradientPoint]
+    ) -> GradientRatios | None:
+        """Of the losses that act in the backbone."""
+        acting = {name: points.get(sides(info.tap)[0]) for name, info in self.losses.items()}
+        at = {name: (losses[name], point) for name, point in acting.items() if point is not None}
+        return GradientRatios(at) if at else None
 
     def _stopped_losses(self) -> dict[str, Tensor]:
         """Zeros under the methods' loss names that still reach all their parameters, as DDP wants."""
@@ -190,20 +190,22 @@ class DistilledDetector(nn.Module):
             sum_over_ranks: replaces a tensor, in place, by its sum over all processes.
         """
         self.prepare()
+        taps = list(dict.fromkeys(tap for method in self.matching for tap in method.taps))
+        names, _ = split([sides(tap)[0] for tap in taps])
         seen = 0
         with isolated_rng(), evaluating(self.student):
             for batch in batches:
                 seen += len(batch)
                 batch = self._to_device(batch)
                 pixels = self.student.preprocess_image(batch).tensor
-                with capture(self.student.backbone, _names(self.taps, 0), stop=True) as student:
+                with capture(self.student.backbone, names, stop=True) as student:
                     self.student.backbone(pixels)
-                features = self._pair(student, batch)
-                for method in self.methods.values():
+                features = self._pair(taps, student, batch)
+                for method in self.matching:
                     method.observe(features)
         if not seen:
             raise ValueError("there are no images to solve the matching from")
-        for method in self.methods.values():
+        for method in self.matching:
             method.absorb(sum_over_ranks, decay=0)
         return self.solve()
 
@@ -253,20 +255,26 @@ class DistilledDetector(nn.Module):
         return [{**x, "image": x["image"].to(self.device)} for x in batched_inputs]
 
     def _pair(
-        self, student: Mapping[str, Tensor], batched_inputs: Sequence[Mapping[str, Any]]
-    ) -> dict[str, TapFeatures]:
+        self,
+        taps: Sequence[str],
+        student: Mapping[str, Any],
+        batched_inputs: Sequence[Mapping[str, Any]],
+    ) -> dict[str, Any]:
         """Run the teacher on the same images and line up the two networks' features."""
         images = [x["image"] for x in batched_inputs]
-        teacher = self.teacher.features(images, self.input_format, _names(self.taps, 1))
-        paired = {}
-        for tap in self.taps:
-            student_name, teacher_name = sides(tap)
-            s, t = student[student_name], teacher[teacher_name]
-            # The networks may pad to different multiples, always at the right and bottom.
-            height, width = (min(a, b) for a, b in zip(s.shape[2:], t.shape[2:]))
-            s, t = s[..., :height, :width], t[..., :height, :width]
-            mask = unpadded_mask(images, self._strides[tap], height, width)
-            paired[tap] = TapFeatures(s, t, mask)
+        names = [sides(tap)[1] for tap in taps]
+        teacher = self.teacher.features(images, self.input_format, names, student)
+        boxes = None
+        wanted = any(method.wants_foreground for method in self.methods.values())
+        if wanted and "instances" in batched_inputs[0]:  # which a matching pass has not
+            boxes = [x["instances"].gt_boxes.tensor.to(self.device) for x in batched_inputs]
+        paired: dict[str, Any] = {}
+        for tap in taps:
+            if tap in HEAD_TAPS:
+                paired[tap] = find_head(self.student).pair(tap, student, teacher, batched_inputs)
+            else:
+                s, t = (side[name] for side, name in zip((student, teacher), sides(tap)))
+                paired[tap] = pair_maps(s, t, images, self._strides[tap], boxes=boxes)
         return paired
 
     def _check_formats(self, teacher: Teacher) -> None:
@@ -308,12 +316,3 @@ def _to_cpu(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _to_cpu(item) for key, item in value.items()}
     return value
-
-
-def _names(taps: Sequence[str], side: int) -> list[str]:
-    """Names of the taps in the student (side 0) or the teacher (side 1), each once."""
-    return list(dict.fromkeys(sides(tap)[side] for tap in taps))
-
-
-def _by_tap(found: Mapping[str, Any], taps: Sequence[str], side: int) -> dict[str, Any]:
-    return {tap: found[sides(tap)[side]] for tap in taps}

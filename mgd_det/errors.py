@@ -29,6 +29,10 @@ class ConfigError(ValueError):
         return _rebuild, (str(self),)
 
 
+class UnknownTap(LookupError):
+    """A network has no tap of that name; the message lists those it has."""
+
+
 def _rebuild(message: str) -> ConfigError:
     error = ConfigError.__new__(ConfigError)
     ValueError.__init__(error, message)

@@ -11,15 +11,13 @@ from typing import Any, Callable, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .methods import TapFeatures
+from .methods import Features, TapFeatures
 from .rng import isolated_rng
 
 logger = logging.getLogger("detectron2." + __name__)
 
 GREY_LEVELS = 1.0  # mean difference, of pixels of 0 .. 255, from which on images count as different
 TRIALS = 2
-
-Features = Mapping[str, TapFeatures]
 
 
 class AddedCost(NamedTuple):
@@ -49,7 +47,10 @@ def look_at_first_batch(
             "MODEL.PIXEL_STD of both",
             difference,
         )
-    for tap, (_, teacher, _) in pair().items():
+    for tap, features in pair().items():
+        if not isinstance(features, TapFeatures):  # of a head, which sees what the backbone gives
+            continue
+        teacher = features.teacher
         constant = constant_channels(teacher)
         if 2 * constant > teacher.shape[1]:
             logger.warning(
@@ -120,10 +121,7 @@ def added_cost(pair: Callable[[], Features], methods: nn.Module, teacher: nn.Mod
     with isolated_rng(), torch.enable_grad():
         for _ in range(1 + TRIALS):  # the first one allocates
             start = _now()
-            features = {
-                tap: TapFeatures(student.detach().requires_grad_(), teacher_features, mask)
-                for tap, (student, teacher_features, mask) in pair().items()
-            }
+            features = {tap: _detached(item) for tap, item in pair().items()}
             with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
                 losses = [loss for method in methods.children() for loss in method(features).values()]
             torch.stack(losses).sum().backward()
@@ -133,6 +131,15 @@ def added_cost(pair: Callable[[], Features], methods: nn.Module, teacher: nn.Mod
                 kept_bytes = sum(kept.values())
     weights = [*teacher.parameters(), *teacher.buffers()]
     return AddedCost(min(seconds[1:]), sum(w.nbytes for w in weights), kept_bytes)
+
+
+def _detached(item: Any) -> Any:
+    """The same features as leaves of a graph of their own."""
+    if isinstance(item, Tensor):
+        return item.detach().requires_grad_() if item.requires_grad else item
+    if isinstance(item, tuple):  # one of the interface's NamedTuples
+        return type(item)(*map(_detached, item))
+    return [_detached(part) for part in item] if isinstance(item, list) else item
 
 
 def _now() -> float:

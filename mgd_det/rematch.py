@@ -149,7 +149,7 @@ class RematchHook(HookBase):
             return
         if not all(method.ready for method in detector.methods.values()):
             self._solve(lambda: detector.rematch(self.images(iteration), sum_over_ranks))
-        elif iteration > 0 and self.updates.due(iteration):  # at 0 this has been done
+        elif iteration > 0 and detector.matching and self.updates.due(iteration):  # at 0 this has been done
             if self.online_every:
                 self._solve(detector.solve)
             else:
@@ -165,8 +165,8 @@ class RematchHook(HookBase):
                 self._log(f"{_stem(name)}/gradient_ratio", ratio)
             detector.measured = None  # and with it this step's graph
         online = self.online_every and self.trainer.iter % self.online_every == 0
-        if online and detector.methods and detector.loss_factor:
-            for method in detector.methods.values():
+        if online and detector.loss_factor:
+            for method in detector.matching:
                 method.absorb(sum_over_ranks, self.online_decay)
 
     def _solve(self, solve: Callable[[], list[MatchReport]]) -> None:

@@ -3,6 +3,7 @@
 Names of taps: `res2` .. `res5` are the residual sums of a ResNet stage's last block *before* the ReLU,
 `res2_relu` .. the same after it; `p2` .. `p7` are outputs of the FPN, which have no ReLU; any other name is
 the path of a module inside the backbone. `student_name=teacher_name` takes another tap of the teacher.
+Beside these there are `head` and `predictions`, see `heads.py`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .errors import UnknownTap
 from .gradients import GradientPoint
-from .methods import TapInfo
+from .heads import find_head
+from .methods import HEAD_TAPS, TapInfo
 
 PROBE_SIZE = 256  # pixels; a multiple of every stride up to that of p7 and of res5
 
@@ -100,10 +103,6 @@ class ModuleOutput:
 Tap = Union[ResidualSum, BackboneOutput, ModuleOutput]
 
 
-class UnknownTap(LookupError):
-    """The network has no tap of that name; the message lists those it has."""
-
-
 def sides(tap: str) -> tuple[str, str]:
     """The names of a tap in the student and in the teacher."""
     student, _, teacher = tap.partition("=")
@@ -152,7 +151,7 @@ def capture(
     *,
     stop: bool = False,
     points: dict[str, GradientPoint] | None = None,
-) -> Iterator[dict[str, Tensor]]:
+) -> Iterator[dict[str, Any]]:
     """While active, a forward pass of `backbone` fills the yielded dict: name -> (N, C, H, W).
 
     Args:
@@ -161,7 +160,7 @@ def capture(
         stop: leave the network, and the body of the `with`, as soon as the last tap has been seen.
         points: filled like the yielded dict, with the places at which the taps' gradients can be seen.
     """
-    features: dict[str, Tensor] = {}
+    features: dict[str, Any] = {}
     handles: list[Any] = []
 
     def emitter(name: str) -> Emit:
@@ -185,21 +184,6 @@ def capture(
             handle.remove()
 
 
-def unpadded_mask(images: Sequence[Tensor], stride: int, height: int, width: int) -> Tensor | None:
-    """(N, 1, height, width), True at positions (y, x) with y * stride and x * stride inside the image.
-
-    None where that holds throughout, so that the common case costs nothing.
-    """
-    rows = [-(-image.shape[-2] // stride) for image in images]
-    columns = [-(-image.shape[-1] // stride) for image in images]
-    if min(rows) >= height and min(columns) >= width:
-        return None
-    device = images[0].device
-    inside_rows = torch.arange(height, device=device) < torch.tensor(rows, device=device)[:, None]
-    inside_columns = torch.arange(width, device=device) < torch.tensor(columns, device=device)[:, None]
-    return inside_rows[:, None, :, None] & inside_columns[:, None, None, :]
-
-
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode for the time being; afterwards every submodule gets back the mode that it had."""
@@ -212,8 +196,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def split(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Taps in the backbone, and taps in the head; each once."""
+    unique = list(dict.fromkeys(names))
+    return [n for n in unique if n not in HEAD_TAPS], [n for n in unique if n in HEAD_TAPS]
+
+
 def inspect_taps(detector: Any, names: Sequence[str]) -> dict[str, TapInfo]:
-    """Run the backbone once on zeros and report what each tap gives.
+    """Report what each tap gives; the backbone is run once on zeros for it.
 
     Raises:
         UnknownTap: the detector has no such tap; or no `backbone` at all.
@@ -221,23 +211,24 @@ def inspect_taps(detector: Any, names: Sequence[str]) -> dict[str, TapInfo]:
     backbone = getattr(detector, "backbone", None)
     if not isinstance(backbone, nn.Module):
         raise UnknownTap(f"{type(detector).__name__} has no `backbone`")
+    names, head_names = split(names)
+    found = {name: find_head(detector).info() for name in head_names}
     size = PROBE_SIZE
     zeros = torch.zeros(1, len(detector.pixel_mean), size, size, device=detector.pixel_mean.device)
     with evaluating(detector), torch.enable_grad(), capture(backbone, names, stop=True) as features:
-        backbone(zeros)
+        if names:
+            backbone(zeros)
     for name in names:
         shape = getattr(features.get(name), "shape", ())
         if len(shape) != 4:
             raise UnknownTap(f"its module {name!r} gives no (N, C, H, W) features in a forward pass")
-    return {
-        name: TapInfo(
+        found[name] = TapInfo(
             channels=features[name].shape[1],
             stride=size // features[name].shape[-1],
             trainable=features[name].requires_grad,
             batch_norm=_moments(find_tap(backbone, name).norm),
         )
-        for name in names
-    }
+    return found
 
 
 def _moments(norm: nn.Module | None) -> tuple[Tensor, Tensor] | None:

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from .checkpoint import ReportingCheckpointer
 from .config import load_config, student_config
 from .errors import ConfigError, explained
+from .heads import find_head
 from .rng import isolated_rng
-from .taps import capture
+from .taps import capture, split
 
 CONFIG_KEY, WEIGHTS_KEY = "DISTILL.TEACHER.CONFIG_FILE", "DISTILL.TEACHER.WEIGHTS"
 
@@ -97,17 +98,16 @@ class TeacherSpec:
             raise ConfigError(WEIGHTS_KEY, self.weights, str(error), remedy) from error
 
     def load(self, device: torch.device) -> Teacher:
-        """Build the teacher and load all its weights, without touching the global random streams.
+        """Build the teacher and load all its weights.
 
         Raises:
             ConfigError: as above; or the weights are not this architecture's.
         """
-        cfg = self.config()
+        teacher = self.build(device)
         weights = self.weights_path()
-        cfg.MODEL.DEVICE = str(device)
-        with isolated_rng(), explained(CONFIG_KEY, self.config_file):
-            model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg).to(device)
-        checkpointer = ReportingCheckpointer(model, key=WEIGHTS_KEY, role="teacher", trusted=self.trusted)
+        checkpointer = ReportingCheckpointer(
+            teacher.model, key=WEIGHTS_KEY, role="teacher", trusted=self.trusted
+        )
         checkpointer.load(weights, checkpointables=[])
         report = checkpointer.report
         if report is None or (report.missing and not self.allow_partial_weights):
@@ -117,6 +117,18 @@ class TeacherSpec:
                 f"does not hold all weights of the teacher in {self.config_file}: {report}",
                 "Give the weights of that config, or set DISTILL.TEACHER.ALLOW_PARTIAL_WEIGHTS True.",
             )
+        return teacher
+
+    def build(self, device: torch.device) -> Teacher:
+        """The teacher with random weights, without touching the global random streams.
+
+        Raises:
+            ConfigError: as :meth:`config`; or Detectron2 cannot build it.
+        """
+        cfg = self.config()
+        cfg.MODEL.DEVICE = str(device)
+        with isolated_rng(), explained(CONFIG_KEY, self.config_file):
+            model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg).to(device)
         return Teacher(model, cfg.INPUT.FORMAT)
 
 
@@ -150,19 +162,24 @@ class Teacher:
 
     @torch.no_grad()
     def features(
-        self, images: Sequence[Tensor], image_format: str, names: Sequence[str]
-    ) -> dict[str, Tensor]:
+        self, images: Sequence[Tensor], image_format: str, names: Sequence[str], student: Any = None
+    ) -> dict[str, Any]:
         """Features at the taps; what lies behind the last of them is not run.
 
         Args:
             images: (C, H, W) each, as the student gets them.
             image_format: their channel order.
             names: of the taps.
+            student: what the student gave at its taps, if one in the head is among them.
 
         Returns:
-            name -> (N, Ct, H, W), at the teacher's own normalisation and padding.
+            name -> (N, Ct, H, W), at the teacher's own normalisation and padding; of taps in the head what
+            `heads.py` says.
         """
         pixels = self.pixels(images, image_format)
-        with capture(self.model.backbone, names, stop=True) as features:
-            self.model.backbone(pixels)
+        names, head_names = split(names)
+        with capture(self.model.backbone, names, stop=not head_names) as features:
+            outputs = self.model.backbone(pixels)
+        if head_names:
+            features.update(find_head(self.model).run(outputs, head_names, student))
         return features

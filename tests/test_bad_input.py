@@ -208,7 +208,7 @@ def test_a_teacher_that_lacks_one_tensor(mgd_cfg, refused, partial_weights):
 def test_taps_of_different_strides(cfg_with_fpnless_teacher, refused):
     error = refused(cfg_with_fpnless_teacher)
     assert "DISTILL.MGD.TAPS" in error
-    assert "at 'res5' the student's features have stride 32 and the teacher's 16" in error
+    assert "at 'res5' the student has features of stride 32 and the teacher features of stride 16" in error
 
 
 def test_a_tap_that_the_teacher_lacks(cfg_with_fpnless_teacher, refused):

@@ -17,7 +17,8 @@ from mgd_det.detector import NotMatchedError
 from mgd_det.errors import ConfigError
 from mgd_det.losses import pooled_partial_l2
 from mgd_det.matching import assign_groups, channel_cost
-from mgd_det.taps import capture, evaluating, unpadded_mask
+from mgd_det.pairing import unpadded_mask
+from mgd_det.taps import capture, evaluating
 
 
 @pytest.fixture

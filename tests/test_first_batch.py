@@ -103,11 +103,12 @@ def test_added_cost_counts_weights_and_what_is_kept(detector, labelled):
 
     class Product(nn.Module):
         def forward(self, features):
-            student, teacher, _ = features["a"]
+            student, teacher, *_ = features["a"]
             return {"loss_a": (student * teacher).sum()}
 
     def pair():
-        return {"a": TapFeatures(torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 4), None)}
+        student = torch.ones(1, 2, 3, 4, requires_grad=True)
+        return {"a": TapFeatures(student, torch.ones(1, 2, 3, 4), None)}
 
     cost = added_cost(pair, nn.ModuleDict({"product": Product()}), nn.Linear(5, 1))
     assert cost.teacher_bytes == 4 * (5 + 1)

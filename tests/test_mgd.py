@@ -23,7 +23,7 @@ def features(student: int, teacher: int, mask=None, n: int = 2, seed: int = 0) -
 
 def solved(found: TapFeatures, tap: str = "res3", **options) -> MGD:
     mgd = MGD(channels={tap: found.student.shape[1]}, **{"norm": "", "weights": [1.0], **options})
-    mgd.attach_teacher({tap: TapInfo(found.teacher.shape[1], 8, True)})
+    mgd.attach({}, {tap: TapInfo(found.teacher.shape[1], 8, True)})
     mgd.observe({tap: found})
     mgd.absorb(lambda tensor: None, decay=0)
     mgd.solve()

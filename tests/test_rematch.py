@@ -161,7 +161,7 @@ def test_online_statistics_are_those_of_the_features_seen(mgd_cfg, images):
     model = build_model(mgd_cfg)
     mgd = model.methods["mgd"]
     info = {tap: TapInfo(2 * c, 8, True) for tap, c in mgd.channels.items()}
-    mgd.attach_teacher(info)
+    mgd.attach(info, info)
     generator = torch.Generator().manual_seed(0)
 
     def batch():

@@ -1,24 +1,38 @@
 """Distillation methods, one module each, behind one interface."""
 
-from . import mgd  # noqa: F401  (registers itself)
+from . import imitation, logits, lsh, mgd  # noqa: F401  (they register themselves)
 from .base import (
+    HEAD,
+    HEAD_TAPS,
+    PREDICTIONS,
+    Features,
+    HeadInfo,
     LossInfo,
     MatchReport,
     Method,
+    Prediction,
+    PredictionPair,
     TapFeatures,
     TapInfo,
     find_method,
-    method_names,
+    method_defaults,
     register_method,
 )
 
 __all__ = [
+    "HEAD",
+    "HEAD_TAPS",
+    "PREDICTIONS",
+    "Features",
+    "HeadInfo",
     "LossInfo",
     "MatchReport",
     "Method",
+    "Prediction",
+    "PredictionPair",
     "TapFeatures",
     "TapInfo",
     "find_method",
-    "method_names",
+    "method_defaults",
     "register_method",
 ]

@@ -7,7 +7,6 @@ is solved again.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, NamedTuple
 
@@ -18,13 +17,16 @@ from torch import Tensor, nn
 from ..errors import RESUME_REMEDY, ConfigError
 from ..losses import partial_l2, pooled_partial_l2
 from ..margins import batch_norm_margin
-from ..matching import assign_groups, assign_one_to_one, assignment_cost, changed_share
+from ..matching import assign_groups, assign_one_to_one, assignment_cost, changed_share, control_cost
 from ..norms import STUDENT_NORMS
 from ..reducers import ALIASES, REDUCERS, absolute_max, find_reducer
 from ..statistics import MatchingStatistics
-from .base import LossInfo, MatchReport, Method, TapFeatures, TapInfo, register_method
+from .base import Features, Inspect, LossInfo, MatchReport, Method, TapInfo, register_method
+from .settings import choice, module_key, named_taps, tap_weights, unknown
 
 MARGINS = ("auto", "batch_norm", "empirical")
+REDUCTIONS = ("mean", "reference")
+ASSIGNMENTS = ("solved", "random", "identity")
 
 # The reference implementation divides its sums by these, besides the global batch size.
 REFERENCE_DIVISORS = {"res2": 5e7, "res3": 5e7, "res4": 5e6, "res5": 5e6}
@@ -55,7 +57,10 @@ class MGD(Method):
         reduction: "mean" over all unpadded elements, or "reference": the sum over all elements, divided
             by the reference implementation's constants and the global batch size.
         spread: use every teacher channel also where the student's number does not divide theirs.
+        assignment: "solved", or a control for comparison: "random", drawn once, or "identity", by index.
     """
+
+    matches = True
 
     def __init__(
         self,
@@ -67,18 +72,13 @@ class MGD(Method):
         weights: Sequence[float] = (0.05,),
         reduction: str = "mean",
         spread: bool = False,
+        assignment: str = "solved",
     ) -> None:
         super().__init__()
         self.taps = list(channels)
         found = find_reducer(reducer)
         if found is None:
-            raise _unknown("REDUCER", reducer, [*REDUCERS, *ALIASES])
-        if margin not in MARGINS:
-            raise _unknown("MARGIN", margin, MARGINS)
-        if norm not in STUDENT_NORMS:
-            raise _unknown("NORM", norm, STUDENT_NORMS)
-        if reduction not in ("mean", "reference"):
-            raise _unknown("REDUCTION", reduction, ("mean", "reference"))
+            raise unknown("DISTILL.MGD.REDUCER", reducer, [*REDUCERS, *ALIASES])
         if reduction == "reference" and not set(channels) <= set(REFERENCE_DIVISORS):
             raise ConfigError(
                 "DISTILL.MGD.REDUCTION",
@@ -86,21 +86,14 @@ class MGD(Method):
                 f"the reference has constants for the taps {list(REFERENCE_DIVISORS)} alone",
                 'Use those taps, or "mean".',
             )
-        if not all(isinstance(w, (int, float)) and math.isfinite(w) and w >= 0 for w in weights):
-            problem, remedy = "not all are numbers of at least 0", "Give numbers like 0.05."
-            raise ConfigError("DISTILL.MGD.WEIGHTS", list(weights), problem, remedy)
-        if len(weights) not in (1, len(self.taps)):
-            raise ConfigError(
-                "DISTILL.MGD.WEIGHTS",
-                list(weights),
-                f"{len(weights)} weights for {len(self.taps)} taps",
-                "Give one weight for all taps, or one for each of DISTILL.MGD.TAPS.",
-            )
         self.reducer = found
-        self.margin_kind = margin
-        self.reduction, self.spread = reduction, spread
-        self.weights = dict(zip(self.taps, [*weights] * (len(self.taps) // len(weights))))
-        self.norms = nn.ModuleDict({_key(tap): STUDENT_NORMS[norm](c) for tap, c in channels.items()})
+        self.margin_kind = choice("DISTILL.MGD.MARGIN", margin, MARGINS)
+        self.reduction = choice("DISTILL.MGD.REDUCTION", reduction, REDUCTIONS)
+        self.assignment = choice("DISTILL.MGD.ASSIGNMENT", assignment, ASSIGNMENTS)
+        self.spread = spread
+        self.weights = tap_weights("DISTILL.MGD.WEIGHTS", weights, self.taps)
+        layer = STUDENT_NORMS[choice("DISTILL.MGD.NORM", norm, STUDENT_NORMS)]
+        self.norms = nn.ModuleDict({module_key(tap): layer(c) for tap, c in channels.items()})
         self.channels = dict(channels)
         self._teacher: Mapping[str, TapInfo] = {}
         self._matchings: dict[str, Matching] = {}
@@ -108,28 +101,28 @@ class MGD(Method):
         self._statistics: dict[str, MatchingStatistics] = {}  # the same in all processes
         self._step = 0  # training steps so far, which random reducers draw by
         # What a matching of an earlier run must have been made with to be of use.
-        self._settings = {"REDUCER": ALIASES.get(reducer, reducer), "MARGIN": margin, "SPREAD": spread}
+        self._settings = {
+            "REDUCER": ALIASES.get(reducer, reducer),
+            "MARGIN": margin,
+            "SPREAD": spread,
+            "ASSIGNMENT": assignment,
+        }
 
     @classmethod
-    def from_config(cls, cfg: Any, inspect: Callable[[Sequence[str]], Mapping[str, TapInfo]]) -> MGD:
-        if not cfg.TAPS or len(set(cfg.TAPS)) != len(cfg.TAPS):
-            raise ConfigError(
-                "DISTILL.MGD.TAPS",
-                list(cfg.TAPS),
-                "no tap is named" if not cfg.TAPS else "a tap is named twice",
-                'Name each tap once, for example ["res3", "res4", "res5"].',
-            )
+    def from_config(cls, cfg: Any, student: Inspect, teacher: Inspect) -> MGD:
+        taps = named_taps("DISTILL.MGD.TAPS", cfg.TAPS)
         return cls(
-            channels={tap: info.channels for tap, info in inspect(cfg.TAPS).items()},
+            channels={tap: info.channels for tap, info in student(taps).items()},
             reducer=cfg.REDUCER,
             margin=cfg.MARGIN,
             norm=cfg.NORM,
             weights=cfg.WEIGHTS,
             reduction=cfg.REDUCTION,
             spread=cfg.SPREAD,
+            assignment=cfg.ASSIGNMENT,
         )
 
-    def attach_teacher(self, teacher: Mapping[str, TapInfo]) -> None:
+    def attach(self, student: Mapping[str, TapInfo], teacher: Mapping[str, TapInfo]) -> None:
         for tap in self.taps:
             if self.margin_kind == "batch_norm" and teacher[tap].batch_norm is None:
                 raise ConfigError(
@@ -149,12 +142,13 @@ class MGD(Method):
     def losses(self) -> dict[str, LossInfo]:
         return {f"loss_mgd_{tap}": LossInfo(tap, weight) for tap, weight in self.weights.items()}
 
-    def forward(self, features: Mapping[str, TapFeatures]) -> dict[str, Tensor]:
+    def forward(self, features: Features) -> dict[str, Tensor]:
         losses = {}
         noise = self._noise(features[self.taps[0]].student.device) if self.reducer.random else None
         self._step += 1
         for name, (tap, weight) in self.losses.items():
-            losses[name] = self._loss(tap, *features[tap], noise) * weight
+            student, teacher, mask, _ = features[tap]
+            losses[name] = self._loss(tap, student, teacher, mask, noise) * weight
         return losses
 
     def _loss(
@@ -170,16 +164,16 @@ class MGD(Method):
         if self.reduction == "reference":  # which counts padding, too
             mask, reduction = None, "sum"
             divisor = REFERENCE_DIVISORS[tap] * len(student) * self.num_ranks
-        student = self.norms[_key(tap)](student, mask)
+        student = self.norms[module_key(tap)](student, mask)
         if self.reducer.features is absolute_max:
             return pooled_partial_l2(student, teacher, groups, margin, reduction, mask) / divisor
         random = {"generator": noise} if self.reducer.random else {}
         target = self.reducer.features(teacher, groups, **random)
         return partial_l2(student, target, margin, reduction, mask) / divisor
 
-    def observe(self, features: Mapping[str, TapFeatures]) -> None:
+    def observe(self, features: Features) -> None:
         for tap in self.taps:
-            student, teacher, mask = features[tap]
+            student, teacher, mask, _ = features[tap]
             if tap not in self._observed:
                 self._observed[tap] = MatchingStatistics(student.shape[1], teacher.shape[1], student.device)
             self._observed[tap].add(student, teacher, mask)
@@ -203,10 +197,12 @@ class MGD(Method):
                 "images of the matching pass: the student has diverged, or the teacher is broken"
             )
         cost = statistics.cost().cpu()
+        # A control is the optimum of a cost that knows nothing of the features.
+        wanted = cost if self.assignment == "solved" else control_cost(self.assignment, *cost.shape)
         if self.reducer.one_to_one:
-            groups = assign_one_to_one(cost)
+            groups = assign_one_to_one(wanted)
         else:
-            groups = assign_groups(cost, spread=self.spread)
+            groups = assign_groups(wanted, spread=self.spread)
         batch_norm = self._teacher[tap].batch_norm
         if self.margin_kind == "empirical" or batch_norm is None:
             margin = statistics.margin()
@@ -284,13 +280,3 @@ class MGD(Method):
             for tap, sums in state["statistics"].items()
         }
         self._step = state["step"]
-
-
-def _key(tap: str) -> str:
-    """A tap's name as torch allows it for a module."""
-    return tap.replace(".", "/")
-
-
-def _unknown(key: str, value: str, known: Any) -> ConfigError:
-    choices = ", ".join(map(repr, known))
-    return ConfigError(f"DISTILL.MGD.{key}", value, "unknown", f"Choose one of {choices}.")

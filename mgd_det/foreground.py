@@ -1,0 +1,52 @@
+"""Where the objects are on a feature map.
+
+Pure functions on tensors, no Detectron2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def foreground_mask(boxes: Sequence[Tensor], stride: int, height: int, width: int) -> Tensor:
+    """The positions of a feature map whose centres lie in a ground-truth box.
+
+    The centre of position (y, x) is ((x + .5) * stride, (y + .5) * stride); a box holds its left and top
+    edge, not its right and bottom one. A box too small to hold any centre marks the one position that its
+    own centre falls into, so that no object is lost at a coarse stride.
+
+    Args:
+        boxes: of each image, (G, 4) x1, y1, x2, y2 in input pixels; G may be 0. At least one image.
+        stride: input pixels from one position to the next.
+        height, width: of the feature map, H and W.
+
+    Returns:
+        (N, 1, H, W) bool on the boxes' device. Nothing is marked outside the map.
+
+    Raises:
+        ValueError: the boxes of an image are not (G, 4).
+    """
+    masks = []
+    for image in boxes:
+        if image.dim() != 2 or image.shape[1] != 4:
+            raise ValueError(f"boxes of an image must be (G, 4), got shape {tuple(image.shape)}")
+        x1, y1, x2, y2 = image.to(torch.promote_types(image.dtype, torch.float32)).unbind(1)
+        columns, centre_column = _positions(x1, x2, stride, width)
+        rows, centre_row = _positions(y1, y2, stride, height)
+        small = ~(columns.any(1) & rows.any(1))[:, None]
+        columns = torch.where(small, centre_column, columns)
+        rows = torch.where(small, centre_row, rows)
+        masks.append((rows[:, :, None] & columns[:, None, :]).any(0))
+    return torch.stack(masks)[:, None]
+
+
+def _positions(low: Tensor, high: Tensor, stride: int, size: int) -> tuple[Tensor, Tensor]:
+    """(G, size) along one axis: the centres in [low, high), and the position that its middle falls into."""
+    index = torch.arange(size, device=low.device)
+    centres = (index + 0.5) * stride
+    inside = (low[:, None] <= centres) & (centres < high[:, None])
+    middle = ((low + high) / 2 / stride).floor()
+    return inside, middle[:, None] == index
