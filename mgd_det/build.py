@@ -11,23 +11,37 @@ from torch import nn
 
 from .config import DISTILLER
 from .errors import ConfigError, UnknownTap, explained
+from .lazy import build_lazy, image_format, lazy_student, load_lazy
 from .methods import Method, TapInfo, find_method, method_defaults
 from .rng import isolated_rng
 from .taps import inspect_taps, sides
 from .teacher import CONFIG_KEY, Teacher, TeacherSpec
 
+ARCHITECTURE_KEY = "DISTILL.STUDENT_ARCHITECTURE"
+
 
 def build_student(cfg: CfgNode) -> nn.Module:
-    """The stock detector that `DISTILL.STUDENT_ARCHITECTURE` and the MODEL keys describe."""
+    """The stock detector that `DISTILL.STUDENT_ARCHITECTURE` describes, with the MODEL keys or alone."""
     name = cfg.DISTILL.STUDENT_ARCHITECTURE
+    source = lazy_student(cfg)
+    if source is not None:
+        lazy = load_lazy(*source, ARCHITECTURE_KEY, "DISTILL.STUDENT_OPTS")
+        if image_format(lazy) != cfg.INPUT.FORMAT:
+            raise ConfigError(
+                "INPUT.FORMAT",
+                cfg.INPUT.FORMAT,
+                f"the student of {name} takes {image_format(lazy)!r} images",
+                "Set INPUT.FORMAT to that, or `input_format` in the LazyConfig's model or data loader.",
+            )
+        return build_lazy(lazy, ARCHITECTURE_KEY, name)
     if name == DISTILLER or name not in META_ARCH_REGISTRY:
         raise ConfigError(
-            "DISTILL.STUDENT_ARCHITECTURE",
+            ARCHITECTURE_KEY,
             name,
             "not the name of a stock meta-architecture",
             'Name one of Detectron2\'s, for example "RetinaNet" or "GeneralizedRCNN".',
         )
-    with explained("DISTILL.STUDENT_ARCHITECTURE", name):
+    with explained(ARCHITECTURE_KEY, name):
         return META_ARCH_REGISTRY.get(name)(cfg)
 
 

@@ -31,10 +31,17 @@ def add_mgd_config(cfg: CfgNode) -> None:
     cfg.DISTILL = CfgNode()
     # False trains the student alone, exactly as stock Detectron2 does.
     cfg.DISTILL.ENABLED = True
-    # The student's own meta-architecture; every MODEL.* key describes the student.
+    # The student's own meta-architecture; every MODEL.* key describes the student. Or the path or model-zoo
+    # name of a LazyConfig (.py) whose `model` is the student, such as "configs/models/fcos_r18.py"; MODEL.*
+    # is then left aside, but for MODEL.WEIGHTS and MODEL.DEVICE.
     cfg.DISTILL.STUDENT_ARCHITECTURE = "RetinaNet"
-    # Which methods add their losses, e.g. ["mgd"].
+    # Overrides of such a LazyConfig, for example ["model.num_classes=6"].
+    cfg.DISTILL.STUDENT_OPTS = []
+    # Which methods add their losses: "mgd", "imitation", "channel_mlp", "lsh", "logits", or your own.
     cfg.DISTILL.METHODS = ["mgd"]
+    # What a new run's student takes over from the teacher wherever shapes agree: "fpn", "head", or the path
+    # of any module. Works with every method and with none.
+    cfg.DISTILL.INHERIT = []
     # True: a run that is interrupted and resumed equals one that was not, bit for bit on a CPU. It takes
     # a data loader of its own; False leaves Detectron2's, which starts a new order on resume.
     cfg.DISTILL.EXACT_RESUME = False
@@ -59,12 +66,12 @@ def add_mgd_config(cfg: CfgNode) -> None:
     cfg.DISTILL.SCHEDULE.STOP_ITER = 0
 
     cfg.DISTILL.TEACHER = CfgNode()
-    # Path of a config file, also the config.yaml of an earlier run of ours, or a model-zoo name
-    # such as "COCO-Detection/retinanet_R_50_FPN_3x.yaml".
+    # Path of a config file, also the config.yaml of an earlier run of ours or a LazyConfig (.py), or a
+    # model-zoo name such as "COCO-Detection/retinanet_R_50_FPN_3x.yaml".
     cfg.DISTILL.TEACHER.CONFIG_FILE = ""
     # Path, URL or model-zoo name. Empty is right only where CONFIG_FILE is a model-zoo name: its own.
     cfg.DISTILL.TEACHER.WEIGHTS = ""
-    # Overrides for the teacher's config alone: ["KEY", value, ...].
+    # Overrides for the teacher's config alone: ["KEY", value, ...]; of a LazyConfig ["key=value", ...].
     cfg.DISTILL.TEACHER.OPTS = []
     # True accepts a weight file that lacks some of the teacher's tensors.
     cfg.DISTILL.TEACHER.ALLOW_PARTIAL_WEIGHTS = False
@@ -169,8 +176,7 @@ def add_mgd_config(cfg: CfgNode) -> None:
 
     # Methods that a user has registered bring their keys along.
     for name, defaults in method_defaults().items():
-        if name.upper() not in cfg.DISTILL:
-            cfg.DISTILL[name.upper()] = CfgNode(copy.deepcopy(defaults))
+        cfg.DISTILL.setdefault(name.upper(), CfgNode(copy.deepcopy(defaults)))
 
 
 def load_config(

@@ -12,6 +12,7 @@ from detectron2.utils.file_io import PathManager
 
 from .config import DISTILLER
 from .errors import ConfigError
+from .lazy import lazy_student, load_lazy, num_classes
 
 REGISTER_KEY = "DATASETS.REGISTER"
 _CLASS_COUNT_KEYS = {
@@ -81,12 +82,12 @@ def check_datasets(cfg: CfgNode, *, training: bool, model: CfgNode | None = None
         if name in registered:
             content = _read_coco(name, metadata.json_file)
             _check_ids(name, metadata.json_file, content)
-            num_classes = len(content["categories"])
+            in_data = len(content["categories"])
             if key == "DATASETS.TRAIN":
                 _check_boxes(name, metadata.json_file, content)
         else:  # a set of millions of boxes is not read twice; its classes are known where it says so
-            num_classes = len(metadata.get("thing_classes") or ())
-        _check_class_count(model or cfg, key, name, num_classes)
+            in_data = len(metadata.get("thing_classes") or ())
+        _check_class_count(model or cfg, key, name, in_data)
 
 
 def _check_files(key: str, name: str, metadata: Any) -> None:
@@ -141,18 +142,26 @@ def _check_boxes(name: str, path: str, content: dict[str, Any]) -> None:
         )
 
 
-def _check_class_count(cfg: CfgNode, key: str, name: str, num_classes: int) -> None:
+def _check_class_count(cfg: CfgNode, key: str, name: str, in_data: int) -> None:
+    class_key, count = _class_count(cfg)
+    # COCO evaluation also fails on predictions of classes that the data has not.
+    if count is not None and (in_data > count or (key == "DATASETS.TEST" and 0 < in_data < count)):
+        problem = f"the data set {name!r} of {key} has {in_data} classes"
+        remedy = f"Set {class_key} {in_data}, or use data with the model's classes."
+        raise ConfigError(class_key, count, problem, remedy)
+
+
+def _class_count(cfg: CfgNode) -> tuple[str, int | None]:
+    """The key that says how many classes the model has, and what it says; None where that is not known."""
     architecture = cfg.MODEL.META_ARCHITECTURE
     if architecture == DISTILLER:
+        source = lazy_student(cfg)
+        if source is not None:
+            lazy = load_lazy(*source, "DISTILL.STUDENT_ARCHITECTURE", "DISTILL.STUDENT_OPTS")
+            return "DISTILL.STUDENT_OPTS model.num_classes", num_classes(lazy)
         architecture = cfg.DISTILL.STUDENT_ARCHITECTURE
-    if architecture not in _CLASS_COUNT_KEYS:
-        return
-    class_key = _CLASS_COUNT_KEYS[architecture]
-    node: Any = cfg
-    for part in class_key.split("."):
+    class_key = _CLASS_COUNT_KEYS.get(architecture, "")
+    node: Any = cfg if class_key else None
+    for part in filter(None, class_key.split(".")):
         node = node[part]
-    # COCO evaluation also fails on predictions of classes that the data has not.
-    if num_classes > node or (key == "DATASETS.TEST" and 0 < num_classes < node):
-        problem = f"the data set {name!r} of {key} has {num_classes} classes"
-        remedy = f"Set {class_key} {num_classes}, or use data with the model's classes."
-        raise ConfigError(class_key, node, problem, remedy)
+    return class_key, node

@@ -19,6 +19,7 @@ from .errors import RESUME_REMEDY, ConfigError
 from .first_batch import look_at_first_batch
 from .gradients import GradientPoint, GradientRatios
 from .heads import find_head
+from .inherit import inherit
 from .methods import HEAD_TAPS, LossInfo, MatchReport, Method
 from .pairing import pair_maps
 from .rng import isolated_rng
@@ -47,6 +48,7 @@ class DistilledDetector(nn.Module):
         methods: distillation methods by name; none trains the student alone.
         teacher: where the teacher comes from.
         input_format: channel order of the images that the student is given.
+        inherits: parts of the student that start as the teacher's, for :meth:`inherit`.
         resume_fresh: a method that an earlier run's state does not fit starts afresh.
     """
 
@@ -58,6 +60,7 @@ class DistilledDetector(nn.Module):
         methods: Mapping[str, Method],
         teacher: TeacherSpec,
         input_format: str,
+        inherits: Sequence[str] = (),
         resume_fresh: bool = False,
     ) -> None:
         super().__init__()
@@ -65,7 +68,7 @@ class DistilledDetector(nn.Module):
         self.methods: Any = nn.ModuleDict(methods)  # a Mapping[str, Method]
         self.teacher_spec = teacher
         self.input_format = input_format
-        self.resume_fresh = resume_fresh
+        self.inherits, self.resume_fresh = list(inherits), resume_fresh
         self.teacher: Any = None  # a Teacher, once `prepare` has loaded it
         # Set by the hook: a factor on the methods' losses; and of the next training step, whether its
         # features go into the statistics that the matching is solved from, and its gradients are measured.
@@ -86,6 +89,7 @@ class DistilledDetector(nn.Module):
             "methods": methods,
             "teacher": TeacherSpec.from_config(cfg),
             "input_format": cfg.INPUT.FORMAT,
+            "inherits": cfg.DISTILL.INHERIT if cfg.DISTILL.ENABLED else [],
             "resume_fresh": cfg.DISTILL.RESUME_FRESH,
         }
 
@@ -122,6 +126,17 @@ class DistilledDetector(nn.Module):
             method.num_ranks, method.rank = comm.get_world_size(), comm.get_rank()
         self._strides = {tap: info.stride for tap, info in student.items()}
         self.teacher = teacher
+
+    @torch.no_grad()
+    def inherit(self) -> None:
+        """Copy what `inherits` names from the teacher into the student; for the start of a new run.
+
+        Raises:
+            ConfigError: the teacher cannot be loaded, or has nothing of that name and shape.
+        """
+        if self.inherits:
+            teacher = self.teacher or self.teacher_spec.load(self.device)
+            inherit(self.student, teacher.model, self.inherits)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """As the student; in training the methods' losses join the student's."""

@@ -14,8 +14,10 @@ from detectron2.utils import comm
 from torch import nn
 
 from .checkpoint import ReportingCheckpointer
+from .config import student_config
 from .datasets import check_datasets
 from .errors import ConfigError
+from .lazy import is_lazy
 from .rng import isolated_rng
 from .teacher import TeacherSpec
 from .trainer import Trainer
@@ -29,6 +31,9 @@ def load_student(cfg: CfgNode, *, resume: bool) -> nn.Module:
     Raises:
         ConfigError: the file does not hold all of the student's weights.
     """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DISTILL.ENABLED = False  # the student alone, which needs no teacher
     model = Trainer.build_model(cfg)
     checkpointer = ReportingCheckpointer(model, cfg.OUTPUT_DIR, trusted=cfg.DISTILL.UNSAFE_LOADING)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
@@ -52,7 +57,13 @@ def evaluate_student(cfg: CfgNode, *, resume: bool) -> None:
 
 def teacher_test_config(cfg: CfgNode) -> CfgNode:
     """The teacher's own config, to be tested on the student's DATASETS.TEST."""
-    teacher = TeacherSpec.from_config(cfg).config()
+    spec = TeacherSpec.from_config(cfg)
+    if is_lazy(spec.config_file):  # which says nothing of Detectron2's test settings: the student's are taken
+        teacher = student_config(cfg)
+        teacher.MODEL.META_ARCHITECTURE = spec.config_file
+        teacher.INPUT.FORMAT = spec.build(torch.device("cpu")).input_format
+    else:
+        teacher = spec.config()
     teacher.DATASETS = cfg.DATASETS.clone()
     teacher.DATALOADER = cfg.DATALOADER.clone()
     teacher.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "teacher")

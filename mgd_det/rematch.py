@@ -137,6 +137,8 @@ class RematchHook(HookBase):
 
     def before_train(self) -> None:
         self.detector.prepare()
+        if self.trainer.start_iter == 0:
+            self.detector.inherit()
 
     def before_step(self) -> None:
         detector, iteration = self.detector, self.trainer.iter

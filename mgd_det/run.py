@@ -28,6 +28,7 @@ from .evaluation import (
 )
 from .exact import check_sampler, resolve_seed
 from .launch import check_launch, launch, world_size
+from .lazy import lazy_student, load_lazy, save_lazy
 from .optimizer import check_resumed_optimizer
 from .rematch import RematchHook
 from .rng import isolated_rng
@@ -147,7 +148,9 @@ def check_models(cfg: CfgNode, args: Any) -> None:
                     if RematchHook.__name__ in hooks:
                         model.load_distill_state(hooks[RematchHook.__name__])
                     model.prepare()
-                other_way_round = hooks and (RematchHook.__name__ in hooks) != is_distiller(cfg)
+                    model.inherit()
+                teaches = is_distiller(cfg) and bool(cfg.DISTILL.METHODS)
+                other_way_round = hooks and (RematchHook.__name__ in hooks) != teaches
                 if other_way_round and not cfg.DISTILL.RESUME_FRESH:
                     raise ConfigError(
                         "DISTILL.ENABLED",
@@ -160,8 +163,16 @@ def check_models(cfg: CfgNode, args: Any) -> None:
 
 
 def save_student_config(cfg: CfgNode) -> None:
-    """Write `student_config.yaml`: the student alone, in stock keys."""
-    if comm.is_main_process():
-        path = os.path.join(cfg.OUTPUT_DIR, "student_config.yaml")
-        with PathManager.open(path, "w") as f:
-            f.write(student_config(cfg).dump())
+    """Write `student_config.yaml`: the student alone, for stock Detectron2.
+
+    Its yaml config in stock keys; or, of a student from a LazyConfig, a LazyConfig with its `model`.
+    """
+    if not comm.is_main_process():
+        return
+    path = os.path.join(cfg.OUTPUT_DIR, "student_config.yaml")
+    source = lazy_student(cfg)
+    if source is not None:
+        save_lazy(load_lazy(*source, "DISTILL.STUDENT_ARCHITECTURE", "DISTILL.STUDENT_OPTS"), path)
+        return
+    with PathManager.open(path, "w") as f:
+        f.write(student_config(cfg).dump())

@@ -17,10 +17,12 @@ from .checkpoint import ReportingCheckpointer
 from .config import load_config, student_config
 from .errors import ConfigError, explained
 from .heads import find_head
+from .lazy import build_lazy, image_format, is_lazy, lazy_student, load_lazy
 from .rng import isolated_rng
 from .taps import capture, split
 
 CONFIG_KEY, WEIGHTS_KEY = "DISTILL.TEACHER.CONFIG_FILE", "DISTILL.TEACHER.WEIGHTS"
+OPTS_KEY = "DISTILL.TEACHER.OPTS"
 
 
 def _is_zoo_name(name: str) -> bool:
@@ -53,11 +55,20 @@ class TeacherSpec:
         )
 
     def config(self) -> CfgNode:
-        """The teacher's own config, in stock keys; nothing of the student's is in it.
+        """The teacher's own yaml config, in stock keys; nothing of the student's is in it.
 
         Raises:
             ConfigError: no such file and no such model-zoo name, or the file is no config.
         """
+        return student_config(self._read())
+
+    def lazy_source(self) -> tuple[str, Sequence[str]] | None:
+        """Name and overrides of the LazyConfig that describes the teacher, None where a yaml config does."""
+        if is_lazy(self.config_file):
+            return self.config_file, [str(option) for option in self.opts]
+        return lazy_student(self._read())  # of an earlier run
+
+    def _read(self) -> CfgNode:
         remedy = (
             "Give the path of a config file, or a model-zoo name such as "
             "COCO-Detection/retinanet_R_50_FPN_3x.yaml."
@@ -67,11 +78,10 @@ class TeacherSpec:
             raise ConfigError(CONFIG_KEY, path, "no teacher is given", remedy)
         if not os.path.isfile(path):
             if not path.endswith(".yaml") or not _is_zoo_name(path):
-                problem = "neither a file nor the name of a model-zoo .yaml config"
+                problem = "neither a file nor the name of a model-zoo config"
                 raise ConfigError(CONFIG_KEY, path, problem, remedy)
             path = model_zoo.get_config_file(path)
-        cfg = load_config(path, self.opts, key=CONFIG_KEY, opts_key="DISTILL.TEACHER.OPTS")
-        return student_config(cfg)
+        return load_config(path, self.opts, key=CONFIG_KEY, opts_key=OPTS_KEY)
 
     def weights_path(self) -> str:
         """Path or URL of the weights.
@@ -89,7 +99,7 @@ class TeacherSpec:
                 f"Give the path or URL of its weights{hint}.",
             )
         name = self.weights or self.config_file
-        if os.path.exists(name) or not name.endswith(".yaml"):
+        if os.path.exists(name) or not name.endswith((".yaml", ".py")):
             return name
         try:
             return model_zoo.get_checkpoint_url(name)
@@ -125,6 +135,11 @@ class TeacherSpec:
         Raises:
             ConfigError: as :meth:`config`; or Detectron2 cannot build it.
         """
+        source = self.lazy_source()
+        if source is not None:
+            lazy = load_lazy(*source, CONFIG_KEY, OPTS_KEY)
+            with isolated_rng():
+                return Teacher(build_lazy(lazy, CONFIG_KEY, source[0]).to(device), image_format(lazy))
         cfg = self.config()
         cfg.MODEL.DEVICE = str(device)
         with isolated_rng(), explained(CONFIG_KEY, self.config_file):

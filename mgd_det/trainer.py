@@ -137,8 +137,9 @@ class Trainer(DefaultTrainer):
 
 
 def is_distiller(cfg: CfgNode) -> bool:
-    """Whether a run of this config distils, rather than train the student alone."""
-    return DISTILLER == cfg.MODEL.META_ARCHITECTURE and cfg.DISTILL.ENABLED and len(cfg.DISTILL.METHODS) > 0
+    """Whether a run of this config takes anything from a teacher, rather than train the student alone."""
+    distils = DISTILLER == cfg.MODEL.META_ARCHITECTURE and cfg.DISTILL.ENABLED
+    return distils and bool(cfg.DISTILL.METHODS or cfg.DISTILL.INHERIT)
 
 
 def check_solver(cfg: CfgNode, world_size: int) -> None:
