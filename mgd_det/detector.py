@@ -180,7 +180,8 @@ class DistilledDetector(nn.Module):
         """Of the losses that act in the backbone."""
         acting = {name: points.get(sides(info.tap)[0]) for name, info in self.losses.items()}
         at = {name: (losses[name], point) for name, point in acting.items() if point is not None}
-        return GradientRatios(at) if at else None
+        elsewhere = [losses[name] for name, point in acting.items() if point is None]
+        return GradientRatios(at, elsewhere) if at else None
 
     def _stopped_losses(self) -> dict[str, Tensor]:
         """Zeros under the methods' loss names that still reach all their parameters, as DDP wants."""

@@ -2,12 +2,13 @@
 
 The task's gradient at a tap is had from the user's own backward pass: what arrives there, less what the
 distillation losses bring, which is computed apart, from those losses down to the shallowest tap alone.
+A loss that acts in the head is followed from there.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -42,13 +43,16 @@ class GradientRatios:
     Args:
         losses: name -> a scalar as it enters the sum that will be differentiated, and the point in the
             network at which it acts.
+        elsewhere: distillation losses that act at no point, and are no task's either.
     """
 
-    def __init__(self, losses: Mapping[str, tuple[Tensor, GradientPoint]]) -> None:
+    def __init__(
+        self, losses: Mapping[str, tuple[Tensor, GradientPoint]], elsewhere: Sequence[Tensor] = ()
+    ) -> None:
         self._points = {name: point for name, (_, point) in losses.items()}
         self._own = {name: _gradients(loss, [point])[0].norm() for name, (loss, point) in losses.items()}
         points = list(dict.fromkeys(self._points.values()))
-        every = torch.stack([loss for loss, _ in losses.values()]).sum()
+        every = torch.stack([*(loss for loss, _ in losses.values()), *elsewhere]).sum()
         self._distilled = dict(zip(points, _gradients(every, points)))
         for point in points:  # the differentiation above has passed there, too
             point.arrived = None

@@ -34,6 +34,16 @@ def test_ratios_by_hand_whatever_scale_the_backward_pass_has(scale):
     assert ratios(scale) == pytest.approx({"a": 5 / 20, "b": 1 / 10})
 
 
+def test_losses_that_act_elsewhere_are_not_the_tasks():
+    a = 2 * torch.ones(1, 2, requires_grad=True)
+    point = GradientPoint(a)
+    own = (a * torch.tensor([[3.0, 4.0]])).sum()  # norm 5
+    task, other = (a * torch.tensor([[6.0, 8.0]])).sum(), 7 * a.sum()  # of the task alone: norm 10
+    measured = GradientRatios({"own": (own, point)}, [other])
+    (own + task + other).backward()
+    assert measured.ratios() == pytest.approx({"own": 0.5})
+
+
 def test_without_a_backward_pass_there_is_no_ratio():
     a = 2 * torch.ones(1, 3, requires_grad=True)
     assert GradientRatios({"a": (a.square().sum(), GradientPoint(a))}).ratios() == {}
