@@ -180,7 +180,7 @@ class ExactResumeHook(HookBase):
             storage._smoothing_hints[name] = state["smoothed"]
             if state["data"][-1][1] > last_written:  # logged, and waiting to be written
                 storage._latest_scalars[name] = tuple(state["data"][-1])
-        if start > 0 and comm.is_main_process():
+        if self.trainer.resuming and comm.is_main_process():
             self._forget_metrics_after(last_written)
 
     def before_step(self) -> None:

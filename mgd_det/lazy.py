@@ -8,6 +8,7 @@ from typing import Any
 
 from detectron2 import model_zoo
 from detectron2.config import CfgNode, LazyConfig, instantiate
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
@@ -56,7 +57,7 @@ def load_lazy(name: str, overrides: Sequence[str], key: str, opts_key: str) -> A
         raise ConfigError(key, name, "has no `model`", "Name a LazyConfig that defines one.")
     try:
         return LazyConfig.apply_overrides(cfg, list(overrides))
-    except (ValueError, KeyError, TypeError, AttributeError, OmegaConfBaseException) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, HydraException, OmegaConfBaseException) as error:
         remedy = 'Give ["key=value", ...] with keys that exist.'
         raise ConfigError(opts_key, list(overrides), f"{type(error).__name__}: {error}", remedy) from error
 

@@ -52,6 +52,7 @@ class Trainer(DefaultTrainer):
             model, cfg.OUTPUT_DIR, trusted=cfg.DISTILL.UNSAFE_LOADING, trainer=weakref.proxy(self)
         )
         self.start_iter = 0
+        self.resuming = False  # also where there was no checkpoint yet
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
@@ -64,6 +65,11 @@ class Trainer(DefaultTrainer):
         if self.cfg.DISTILL.EXACT_RESUME:
             hooks.insert(0, ExactResumeHook(self.cfg))
         return hooks
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """As in DefaultTrainer."""
+        self.resuming = resume
+        super().resume_or_load(resume=resume)
 
     def train(self) -> Any:
         """As in DefaultTrainer; with DISTILL.EXACT_RESUME from where the data was left."""

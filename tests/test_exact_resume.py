@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import threading
 from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, run_tool, small_config
+from conftest import load_tool
 
 from mgd_det.datasets import register_datasets
 from mgd_det.errors import ConfigError
 from mgd_det.exact import ExactLoader, SampleOrder, check_sampler, seed_all
+from mgd_det.trainer import Trainer
 
-TRAIN_NET = ROOT / "tools/train_net.py"
+selfcheck = load_tool("selfcheck")
 
 
 def batches(order: SampleOrder, count: int) -> list:
@@ -82,63 +77,28 @@ def test_another_sampler_is_refused(student_cfg):
         check_sampler(student_cfg)
 
 
-def exact_config(data, teacher_run, output: Path, mode: str) -> Path:
-    cfg = small_config(data, output, "DATASETS.TEST", (), "SEED", -1)
-    cfg.DISTILL.ENABLED = cfg.DISTILL.EXACT_RESUME = True
-    cfg.DISTILL.TEACHER.CONFIG_FILE = str(teacher_run / "config.yaml")
-    cfg.DISTILL.TEACHER.WEIGHTS = str(teacher_run / "model_final.pth")
-    cfg.DISTILL.MGD.UPDATE.MODE, cfg.DISTILL.MGD.UPDATE.ONLINE_EVERY = mode, 2
-    cfg.DISTILL.MGD.UPDATE.PERIOD = 5
-    cfg.DATALOADER.ASPECT_RATIO_GROUPING, cfg.DATALOADER.NUM_WORKERS = True, 1
-    cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD = 42, 4
-    path = output.with_suffix(".yaml")
-    path.write_text(cfg.dump())
-    return path
+@pytest.mark.parametrize("mode, kills", [("pass", 3), ("online", 2)])
+def test_killed_and_resumed_equals_uninterrupted(mode, kills, demo_data, teacher_run, tmp_path):
+    """The check that users run, in short; the seed that was drawn (SEED -1) goes to the other run by hand."""
+    config = selfcheck.make_config(tmp_path, demo_data, teacher_run)
+    figures = selfcheck.kill_and_resume(config, tmp_path, mode=mode, kills=kills, seed=0)
+    hits = ("while writing a checkpoint", "elsewhere in training", "before training")
+    assert figures["kills"] == sum(figures[hit] for hit in hits) == kills
+    assert figures["most iterations lost at a kill"] <= figures["checkpoint period"]
+    logged = [json.loads(line) for line in (tmp_path / "alone/metrics.json").read_text().splitlines()]
+    assert {19, 39, figures["iterations"] - 1} <= {line["iteration"] for line in logged}
 
 
-def run_until_killed(command: list[str], seconds: float) -> int:
-    """Start a run, SIGKILL it so long after its training began; its exit code."""
-    env = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
-    killer = threading.Timer(seconds, process.send_signal, [signal.SIGKILL])
-    for line in process.stdout:
-        if "Starting training from iteration" in line and not killer.is_alive():
-            killer.start()
-    process.wait()
-    killer.cancel()
-    return process.returncode
-
-
-def logged(folder: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if "time" not in k and "seconds" not in k} for line in lines]
-
-
-@pytest.mark.parametrize("mode", ["pass", "online"])
-def test_killed_and_resumed_equals_uninterrupted(mode, demo_data, teacher_run, tmp_path):
-    """The drawn seed (SEED -1) is taken over, for the uninterrupted run by hand."""
-    killed = tmp_path / "killed"
-    config = exact_config(demo_data, teacher_run, killed, mode)
-    command = [sys.executable, str(TRAIN_NET), "--config-file", str(config), "--num-gpus", "0", "--resume"]
-    moments = random.Random(mode)
-    for _ in range(3 if mode == "pass" else 2):
-        if run_until_killed(command, moments.uniform(0.5, 4)) == 0:
-            break
-    run_tool(*command[1:])
-
-    from mgd_det.config import load_config
-
-    seed = load_config(str(killed / "config.yaml")).SEED
-    assert seed >= 0
-    alone = tmp_path / "alone"
-    config = exact_config(demo_data, teacher_run, alone, mode)
-    run_tool(TRAIN_NET, "--config-file", config, "--num-gpus", 0, "SEED", seed)
-
-    a, b = (torch.load(folder / "model_final.pth", weights_only=True) for folder in (killed, alone))
-    assert all(torch.equal(a["model"][k], v) for k, v in b["model"].items())
-    ours, theirs = (x["trainer"]["hooks"]["RematchHook"]["mgd"] for x in (a, b))
-    for tap, matching in theirs["_extra_state"]["matchings"].items():
-        assert torch.equal(ours["_extra_state"]["matchings"][tap]["groups"], matching["groups"])
-        assert torch.equal(ours["_extra_state"]["matchings"][tap]["margin"], matching["margin"])
-    assert logged(killed) == logged(alone)
-    assert {19, 39, 41} <= {line["iteration"] for line in logged(alone)}
+@pytest.mark.parametrize(("resume", "expected"), [(True, [1]), (False, [19, 1])])
+def test_a_run_killed_before_its_first_checkpoint_leaves_no_metrics_behind(resume, expected, student_cfg):
+    """What a start that went for nothing has written; a new run in the folder leaves files alone."""
+    register_datasets(student_cfg)
+    student_cfg.DATASETS.TEST, student_cfg.SOLVER.MAX_ITER = (), 2
+    student_cfg.DISTILL.EXACT_RESUME, student_cfg.SEED = True, 3
+    metrics = Path(student_cfg.OUTPUT_DIR, "metrics.json")
+    metrics.parent.mkdir()
+    metrics.write_text('{"iteration": 19}\n')
+    trainer = Trainer(student_cfg)
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+    assert [json.loads(line)["iteration"] for line in metrics.read_text().splitlines()] == expected
