@@ -43,7 +43,7 @@ def inherit(student: nn.Module, teacher: nn.Module, parts: Sequence[str]) -> dic
                 f'Name "fpn", "head", or modules of both; it has {_modules(network)}, and modules in these.',
             )
         fitting = [name for name in names if name in theirs and ours[name].shape == theirs[name].shape]
-        if not fitting:
+        if not any(ours[name].dim() for name in fitting):  # counters always agree
             raise ConfigError(
                 KEY,
                 list(parts),

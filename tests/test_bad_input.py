@@ -168,6 +168,55 @@ CASES = {
         ["DISTILL.GRADIENT_PERIOD", -1],
         ["DISTILL.GRADIENT_PERIOD = -1", "at least 0"],
     ),
+    "logits of other classes": (
+        [
+            *("DISTILL.METHODS", ["logits"]),
+            *("DISTILL.TEACHER.OPTS", ["MODEL.RETINANET.NUM_CLASSES", 80]),
+            *("DISTILL.TEACHER.ALLOW_PARTIAL_WEIGHTS", True),
+        ],
+        ["DISTILL.METHODS = 'logits'", "the student has 6 classes", "the teacher 80", "leave"],
+    ),
+    "logits of other anchors": (
+        [
+            *("DISTILL.METHODS", ["logits"]),
+            *(
+                "DISTILL.TEACHER.OPTS",
+                ["MODEL.ANCHOR_GENERATOR.SIZES", [[8, 9, 10], [16, 17, 18]] * 2 + [[7, 8, 9]]],
+            ),
+        ],
+        ["DISTILL.METHODS = 'logits'", "the student's anchors are", "MODEL.ANCHOR_GENERATOR"],
+    ),
+    "hashing at a head that the student lacks": (
+        [
+            *("DISTILL.METHODS", ["lsh"], "DISTILL.STUDENT_ARCHITECTURE", "GeneralizedRCNN"),
+            *("MODEL.ROI_HEADS.NUM_CLASSES", 6, "MODEL.ROI_HEADS.NAME", "Res5ROIHeads"),
+            *("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.OUT_FEATURES", ["res4"]),
+            *("MODEL.ROI_HEADS.IN_FEATURES", ["res4"], "MODEL.RPN.IN_FEATURES", ["res4"]),
+            *("MODEL.ANCHOR_GENERATOR.SIZES", [[32, 64]], "MODEL.RESNETS.DEPTH", 50),
+            *("MODEL.RESNETS.RES2_OUT_CHANNELS", 256),
+        ],
+        ["DISTILL.LSH.TAPS = ['head']", "GeneralizedRCNN has no head"],
+    ),
+    "inheriting what is not there": (
+        ["DISTILL.INHERIT", ["neck"]],
+        ["DISTILL.INHERIT = ['neck']", "the student has no module 'neck'", '"fpn"'],
+    ),
+    "inheriting what does not fit": (
+        ["DISTILL.INHERIT", ["backbone.fpn_lateral3"], "MODEL.FPN.OUT_CHANNELS", 24],
+        ["DISTILL.INHERIT", "no tensor of 'backbone.fpn_lateral3'", "widths"],
+    ),
+    "a hidden layer of negative width": (
+        ["DISTILL.METHODS", ["channel_mlp"], "DISTILL.CHANNEL_MLP.HIDDEN", -3],
+        ["DISTILL.CHANNEL_MLP.HIDDEN = -3", "at least 0"],
+    ),
+    "an unknown assignment": (
+        ["DISTILL.MGD.ASSIGNMENT", "lucky"],
+        ["DISTILL.MGD.ASSIGNMENT = 'lucky'", "'random'"],
+    ),
+    "a tap in the head for a method of the backbone": (
+        ["DISTILL.MGD.TAPS", ["res4", "head"]],
+        ["DISTILL.MGD.TAPS = ['res4', 'head']", "does not work on 'head'"],
+    ),
     "an unknown precision": (
         ["SOLVER.AMP.DTYPE", "float8"],
         ["SOLVER.AMP.DTYPE = 'float8'", "'bfloat16'"],

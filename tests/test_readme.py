@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 
-from conftest import ROOT
-from detectron2.config import get_cfg
+from conftest import ROOT, run_tool
+from detectron2.config import CfgNode, get_cfg
 
 import mgd_det
 from mgd_det.config import load_config
@@ -36,6 +36,7 @@ def test_files_it_names_exist():
 
 def test_keys_it_names_exist():
     cfg = load_config(str(ROOT / "configs/retinanet_r18_mgd.yaml"))
+    cfg.DISTILL.ATTENTION = CfgNode({"TAPS": [], "WEIGHT": 1.0})  # of the README's own method
     for key in set(re.findall(r"\b(?:DISTILL|MODEL|SOLVER|DATASETS)(?:\.[A-Z_0-9]+)+", README)):
         node = cfg
         for part in key.split(".")[1:] if key.startswith("cfg.") else key.split("."):
@@ -52,3 +53,25 @@ def test_the_plug_in_snippet_configures_a_distiller():
     assert scope["cfg"].MODEL.META_ARCHITECTURE == "DistilledDetector"
     assert scope["RematchHook"] is mgd_det.RematchHook
     assert "RematchHook(cfg)" in README
+
+
+def test_the_method_of_ones_own_trains(mgd_cfg, tmp_path):
+    """The README's class and its script, as they stand there."""
+    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
+    (method,) = (block for block in blocks if "register_method(" in block)
+    (script,) = (block for block in blocks if "import attention" in block)
+    assert len(method.splitlines()) < 30
+    (tmp_path / "attention.py").write_text(method)
+    (tmp_path / "train.py").write_text(script)
+    mgd_cfg.SOLVER.MAX_ITER, mgd_cfg.DATASETS.TEST = 2, ()
+    (tmp_path / "run.yaml").write_text(mgd_cfg.dump())
+    run_tool(
+        *(tmp_path / "train.py", "--config-file", tmp_path / "run.yaml", "--num-gpus", 0),
+        *("DISTILL.METHODS", '["attention", "mgd"]', "DISTILL.ATTENTION.WEIGHT", 0.5),
+    )
+    metrics = {}
+    for line in (tmp_path / "run/metrics.json").read_text().splitlines():
+        metrics.update(json.loads(line))
+    assert 0 < metrics["loss_attention_res4"] < 1
+    assert metrics["attention_res5/weight"] == 0.5
+    assert metrics["loss_mgd_res3"] > 0
