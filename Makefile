@@ -11,6 +11,8 @@ ifdef PYTHON
 PY := $(PYTHON)
 ENV := check-python
 else
+# Files of tests side by side, each with one thread; their fixtures are made once for each process.
+PYTEST_FLAGS := --numprocesses auto --maxprocesses 4 --dist loadfile
 PY := $(VENV)/bin/python
 ENV := $(STAMP)
 endif
@@ -34,7 +36,7 @@ demo: env
 	$(PY) tools/demo.py
 
 test: env
-	$(PY) -m pytest
+	$(PY) -m pytest $(PYTEST_FLAGS)
 
 lint: env
 	$(PY) -m ruff format --check

@@ -8,6 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+# Before torch starts its threads: tests run side by side, and threads that spin starve the others.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
