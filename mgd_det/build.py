@@ -12,7 +12,7 @@ from torch import nn
 from .config import DISTILLER
 from .errors import ConfigError, UnknownTap, explained
 from .lazy import build_lazy, image_format, lazy_student, load_lazy
-from .methods import Method, TapInfo, find_method, method_defaults
+from .methods import PREDICTIONS, Method, TapInfo, find_method, method_defaults
 from .rng import isolated_rng
 from .taps import inspect_taps, sides
 from .teacher import CONFIG_KEY, Teacher, TeacherSpec
@@ -65,9 +65,12 @@ def build_methods(cfg: CfgNode, student: nn.Module) -> dict[str, Method]:
                 f"there is no method {name!r}",
                 f"Choose from {list(method_defaults())}.",
             )
-        key = f"DISTILL.{name.upper()}.TAPS"
+        node = cfg.DISTILL[name.upper()]
 
-        def in_student(taps: Sequence[str], key: str = key) -> dict[str, TapInfo]:
+        def in_student(
+            taps: Sequence[str],
+            key: str = f"DISTILL.{name.upper()}.TAPS" if "TAPS" in node else "DISTILL.METHODS",
+        ) -> dict[str, TapInfo]:
             return inspect_student(student, taps, key)
 
         def in_teacher(taps: Sequence[str]) -> dict[str, TapInfo]:
@@ -75,7 +78,7 @@ def build_methods(cfg: CfgNode, student: nn.Module) -> dict[str, Method]:
 
         # Adapters draw their initial values aside: the student's are the same with and without them.
         with isolated_rng():
-            methods[name] = method.from_config(cfg.DISTILL[name.upper()], in_student, in_teacher)
+            methods[name] = method.from_config(node, in_student, in_teacher)
     return methods
 
 
@@ -84,8 +87,10 @@ def inspect_student(student: nn.Module, taps: Sequence[str], key: str) -> dict[s
     try:
         found = inspect_taps(student, [sides(tap)[0] for tap in taps])
     except UnknownTap as error:
-        problem = f"the student has not all of these: {error}"
-        raise ConfigError(key, list(taps), problem, "Name taps that it has.") from error
+        problem = f"the student has not all of the taps {list(taps)}: {error}"
+        raise ConfigError(
+            key, list(taps), problem, "Name taps that it has, or choose other methods."
+        ) from error
     return {tap: found[sides(tap)[0]] for tap in taps}
 
 
@@ -129,6 +134,8 @@ def check_taps(
 
 
 def taps_key(methods: Mapping[str, Method], tap: str) -> str:
-    """The config key that names a tap."""
+    """The config key that asks for a tap."""
+    if tap == PREDICTIONS:  # which comes with its method
+        return "DISTILL.METHODS"
     name = next(name for name, method in methods.items() if tap in method.taps)
     return f"DISTILL.{name.upper()}.TAPS"

@@ -14,7 +14,7 @@ import torch
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
-from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
+from detectron2.modeling.roi_heads import CascadeROIHeads, RROIHeads, StandardROIHeads
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
@@ -41,14 +41,15 @@ class DenseHead:
         return TapInfo(
             channels=weight.shape[1],
             stride=self.strides,
-            trainable=weight.requires_grad,
+            trainable=_trainable(detector.backbone, self.head),
             head=HeadInfo(
                 kind="points" if isinstance(detector, FCOS) else "anchors",
                 num_classes=detector.num_classes,
-                boxes=(
-                    [anchors.tolist() for anchors in detector.anchor_generator.cell_anchors],
-                    vars(detector.box2box_transform),
-                ),
+                boxes={
+                    "anchors are": [cell.tolist() for cell in detector.anchor_generator.cell_anchors],
+                    "anchors' offset is": detector.anchor_generator.offset,
+                    "box coding is": _coding(detector.box2box_transform),
+                },
                 classifier_std=weight.detach().float().std().item(),
                 softmax=False,
             ),
@@ -101,10 +102,11 @@ class DenseHead:
     def _pair_predictions(self, student: Any, teacher: Any, images: Sequence[Tensor]) -> PredictionPair:
         widths = [self.detector.num_classes, 4, 1]  # of scores, boxes and centerness, for each anchor
         rows: tuple[list[list[Tensor]], list[list[Tensor]]] = ([], [])
-        masks = []
+        masks, padded = [], False
         for stride, *maps in zip(self.strides, *student, *teacher):
             height, width = common_size(*maps)
             mask = unpadded_mask(images, stride, height, width)
+            padded |= mask is not None
             if mask is None:
                 mask = maps[0].new_ones((len(images), 1, height, width), dtype=torch.bool)
             anchors = maps[1].shape[1] // 4
@@ -112,7 +114,7 @@ class DenseHead:
             maps = [x[..., :height, :width].contiguous() for x in maps]
             for side, outputs in zip(rows, (maps[: len(student)], maps[len(student) :])):
                 side.append([permute_to_N_HWA_K(x, k).flatten(0, 1) for x, k in zip(outputs, widths)])
-        return PredictionPair(_joined(rows[0]), _joined(rows[1]), torch.cat(masks))
+        return PredictionPair(_joined(rows[0]), _joined(rows[1]), torch.cat(masks) if padded else None)
 
 
 def _joined(levels: Sequence[Sequence[Tensor]]) -> Prediction:
@@ -125,7 +127,7 @@ class ProposalHead:
     """The box head of Faster or Mask R-CNN: features (R, C, 1, 1) and predictions of R proposals."""
 
     def __init__(self, detector: Any) -> None:
-        self.heads = detector.roi_heads
+        self.detector, self.heads = detector, detector.roi_heads
 
     def info(self) -> TapInfo:
         """What is known of both taps."""
@@ -134,15 +136,22 @@ class ProposalHead:
         return TapInfo(
             channels=weight.shape[1],
             stride=None,
-            trainable=weight.requires_grad,
+            trainable=_trainable(self.detector.backbone, self.heads.box_head, predictor),
             head=HeadInfo(
                 kind="proposals",
                 num_classes=self.heads.num_classes,
-                boxes=(predictor.bbox_pred.out_features, vars(predictor.box2box_transform)),
+                boxes={
+                    "box outputs are": predictor.bbox_pred.out_features,
+                    "box coding is": _coding(predictor.box2box_transform),
+                },
                 classifier_std=weight.detach().float().std().item(),
-                softmax=not getattr(predictor, "use_sigmoid_ce", False),
+                softmax=self.softmax,
             ),
         )
+
+    @property
+    def softmax(self) -> bool:
+        return not getattr(self.heads.box_predictor, "use_sigmoid_ce", False)
 
     @contextmanager
     def capture(self, taps: Sequence[str]) -> Iterator[Found]:
@@ -178,8 +187,13 @@ class ProposalHead:
     ) -> Any:
         """For a method: `list[TapFeatures]` or :class:`PredictionPair`."""
         if tap == PREDICTIONS:
-            return PredictionPair(Prediction(*student[tap]), Prediction(*teacher[tap]), None)
+            return PredictionPair(self._prediction(student[tap]), self._prediction(teacher[tap]), None)
         return [TapFeatures(student[tap][..., None, None], teacher[tap][..., None, None], None)]
+
+    def _prediction(self, output: tuple[Tensor, Tensor]) -> Prediction:
+        scores, boxes = output
+        # A sigmoid classifier has a column for the background as well, which is never trained.
+        return Prediction(scores if self.softmax else scores[:, : self.heads.num_classes], boxes)
 
 
 Head = Union[DenseHead, ProposalHead]
@@ -191,14 +205,28 @@ def find_head(detector: Any) -> Head:
     Raises:
         UnknownTap: it has none of the known kinds.
     """
-    if isinstance(detector, (RetinaNet, FCOS)):
+    if isinstance(detector, (RetinaNet, FCOS)) and _has(detector.head, "cls_subnet", "cls_score"):
         return DenseHead(detector)
-    heads = getattr(detector, "roi_heads", None)
-    if isinstance(heads, StandardROIHeads) and not isinstance(heads, CascadeROIHeads):
+    heads: Any = getattr(detector, "roi_heads", None)
+    plain = isinstance(heads, StandardROIHeads) and not isinstance(heads, (CascadeROIHeads, RROIHeads))
+    if plain and _has(heads.box_predictor, "cls_score", "bbox_pred"):
         return ProposalHead(detector)
     raise UnknownTap(
         f"{type(detector).__name__} has no head of RetinaNet, FCOS or a Faster or Mask R-CNN with an FPN"
     )
+
+
+def _has(module: nn.Module, *names: str) -> bool:
+    return all(hasattr(module, name) for name in names)
+
+
+def _trainable(*modules: nn.Module) -> bool:
+    return any(parameter.requires_grad for module in modules for parameter in module.parameters())
+
+
+def _coding(transform: Any) -> dict[str, Any]:
+    """How box outputs encode boxes, so that two of them compare whichever config they are from."""
+    return {name: list(x) if isinstance(x, Sequence) else x for name, x in vars(transform).items()}
 
 
 @contextmanager

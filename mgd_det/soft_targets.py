@@ -23,7 +23,7 @@ def sigmoid_soft_loss(
     quality focal loss (Li et al., "Generalized Focal Loss", NeurIPS 2020, eq. 5), with the teacher's
     probability as the quality of every class, and two changes. The weight is a constant in the gradient,
     and the entropy, another constant there, is taken off, so that agreement costs nothing. The sum is
-    divided by a soft number of foreground rows, the sum over rows of their largest teacher probability.
+    divided by a soft number of foreground rows, the sum of :func:`sureness`.
 
     Args:
         student, teacher: (M, K) logits, any float dtype.
@@ -41,16 +41,27 @@ def sigmoid_soft_loss(
     if mask is not None:
         # Two equal logits count nothing; `where` keeps NaN out, which a product would let through.
         student, teacher = (torch.where(mask[:, None], x, 0.0) for x in (student, teacher))
-    target = teacher.sigmoid()
-    # The entropy of a sigmoid is its cross entropy against itself, to the last bit where both agree.
-    divergence = F.binary_cross_entropy_with_logits(
-        student, target, reduction="none"
-    ) - F.binary_cross_entropy_with_logits(teacher, target, reduction="none")
-    weight = (student.detach().sigmoid() - target).abs().pow(gamma)
-    foreground = target.amax(1)
+    divergence = _divergence(student, teacher)
+    weight = (student.detach().sigmoid() - teacher.sigmoid()).abs().pow(gamma)
+    foreground = sureness(teacher)
     if mask is not None:
         foreground = torch.where(mask, foreground, 0.0)
     return (weight * divergence).sum() / foreground.sum().clamp_min(MIN_NORMALIZER)
+
+
+def sureness(logits: Tensor) -> Tensor:
+    """How much of an object each row of a sigmoid classifier is: its largest probability, squared.
+
+    Squared, since a hundred thousand background rows of 0.01 would otherwise count for more than all objects.
+
+    Args:
+        logits: (M, K).
+
+    Returns:
+        (M,) in [0, 1], float32 or wider.
+    """
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return wide.sigmoid().amax(1).square()
 
 
 def softmax_soft_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -101,6 +112,36 @@ def weighted_box_loss(student: Tensor, teacher: Tensor, weight: Tensor, beta: fl
     difference = torch.where((weight != 0)[:, None], student - teacher, 0.0)
     distance = F.smooth_l1_loss(difference, torch.zeros_like(difference), reduction="none", beta=beta).sum(1)
     return (distance * weight).sum() / weight.sum().clamp_min(MIN_NORMALIZER)
+
+
+def weighted_sigmoid_loss(student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
+    """Cross entropy against the teacher's probability, less its entropy, averaged by weight over the rows.
+
+    Args:
+        student, teacher: (M,) logits, any float dtype, such as FCOS's centerness.
+        weight: (M,), as in :func:`weighted_box_loss`.
+
+    Returns:
+        Scalar: the weighted sum over the sum of the weights, or over 1 where that is less.
+
+    Raises:
+        ValueError: the shapes do not fit each other.
+    """
+    student, teacher = _wide_rows(student[:, None], teacher[:, None])
+    _check_one_for_each_row(weight, "weight", student)
+    weight = weight.detach().to(student.dtype)
+    student, teacher = (torch.where((weight != 0)[:, None], x, 0.0) for x in (student, teacher))
+    divergence = _divergence(student, teacher).squeeze(1)
+    return (divergence * weight).sum() / weight.sum().clamp_min(MIN_NORMALIZER)
+
+
+def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """Of each element: cross entropy against the teacher's probability, less its entropy."""
+    target = teacher.sigmoid()
+    # The entropy of a sigmoid is its cross entropy against itself, to the last bit where both agree.
+    return F.binary_cross_entropy_with_logits(
+        student, target, reduction="none"
+    ) - F.binary_cross_entropy_with_logits(teacher, target, reduction="none")
 
 
 def _wide_rows(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,14 +21,19 @@ from PIL import Image
 from mgd_det.rng import isolated_rng
 from mgd_det.trainer import Trainer
 
-compare = load_tool("compare")
-report = sys.modules["compare_report"]
+compare = load_tool("compare")  # puts tools/ on the path
+
+from comparing import report, summary  # noqa: E402
+from comparing.experiment import Arm, read_experiment  # noqa: E402
+from comparing.process import Process  # noqa: E402
+from comparing.runner import Runner, time_left  # noqa: E402
+from comparing.runs import Run, file_name, plan, scaled  # noqa: E402
 
 COMPARE = ROOT / "tools/compare.py"
 
 
 def test_differences_are_paired_over_the_seeds_that_both_have():
-    assert report.paired({1: 5.0, 2: 7.0, 3: 9.0}, {3: 6.0, 1: 4.0, 4: 1.0}) == {1: 1.0, 3: 3.0}
+    assert summary.paired({1: 5.0, 2: 7.0, 3: 9.0}, {3: 6.0, 1: 4.0, 4: 1.0}) == {1: 1.0, 3: 3.0}
 
 
 @pytest.mark.parametrize(
@@ -40,12 +45,12 @@ def test_differences_are_paired_over_the_seeds_that_both_have():
     ],
 )
 def test_interval_is_students(values, mean, half_width):
-    assert report.mean(values) == mean
-    assert report.half_width(values) == pytest.approx(half_width, abs=1e-3)
+    assert summary.mean(values) == mean
+    assert summary.half_width(values) == pytest.approx(half_width, abs=1e-3)
 
 
 def test_too_few_values():
-    assert report.half_width([5.0]) is report.deviation([5.0]) is report.mean([]) is None
+    assert summary.half_width([5.0]) is summary.deviation([5.0]) is summary.mean([]) is None
 
 
 def test_median_takes_the_first_key_with_a_value():
@@ -55,8 +60,8 @@ def test_median_takes_the_first_key_with_a_value():
         {"gpu": None, "cpu": 3},
         {"gpu": None, "cpu": None},
     ]
-    assert report.median(runs, "gpu", "cpu") == 3
-    assert report.median(runs[-1:], "gpu", "cpu") is None
+    assert summary.median(runs, "gpu", "cpu") == 3
+    assert summary.median(runs[-1:], "gpu", "cpu") is None
 
 
 def record(arm: str, seed: int, ap: float, seconds: float = 0.2, **others) -> dict:
@@ -122,7 +127,7 @@ def test_picture_grows_with_the_arms(tmp_path):
     several = Image.open(tmp_path / "report.png").size
     write_report(tmp_path, RECORDS[:1])
     assert Image.open(tmp_path / "report.png").size == several
-    report.draw(report.summarise(RECORDS, {"alone": 300}, "alone", 3), "alone", tmp_path / "one.png")
+    report.draw(summary.summarise(RECORDS, {"alone": 300}, "alone", 3), "alone", tmp_path / "one.png")
     assert Image.open(tmp_path / "one.png").size[1] < several[1]
 
 
@@ -137,16 +142,16 @@ def test_runs_of_several_machines_and_versions_are_said_to_be(tmp_path):
 
 def test_file_names_are_safe_and_each_arms_own():
     names = ["mgd", "MGD", "m/g d", "m g/d", "../..", "größer", "größer!", "x" * 300]
-    files = [compare.file_name(name) for name in names]
+    files = [file_name(name) for name in names]
     assert files[0] == "mgd"
     assert len({file.lower() for file in files}) == len(names)
     assert all(file.replace("-", "").isalnum() and file.isascii() and len(file) < 50 for file in files)
 
 
 def test_steps_are_scaled_along():
-    assert compare.scaled((420, 540), 300 / 600) == (210, 270)
-    assert compare.scaled((420, 540), 1 / 600) == (1,)
-    assert compare.scaled((), 2) == ()
+    assert scaled((420, 540), 300 / 600) == (210, 270)
+    assert scaled((420, 540), 1 / 600) == (1,)
+    assert scaled((), 2) == ()
 
 
 @pytest.mark.parametrize(
@@ -162,7 +167,7 @@ def test_steps_are_scaled_along():
     ],
 )
 def test_time_left(speeds, left, jobs, seconds):
-    assert compare.time_left(speeds, left, jobs) == seconds
+    assert time_left(speeds, left, jobs) == seconds
 
 
 def experiment(tmp_path: Path, **changes) -> Path:
@@ -273,7 +278,7 @@ def test_runs_go_seed_by_seed_and_differ_in_what_they_should(tmp_path, monkeypat
     monkeypatch.chdir(ROOT)
     arms = {**ARMS, "long": {"set": ["SOLVER.BASE_LR", 0.1], "iterations": 1200}}
     path = experiment(tmp_path, arms=arms, set=["DATASETS.TEST", '("demo_test",)'])
-    runs = compare.plan(compare.read_experiment(path), 0)
+    runs = plan(read_experiment(path), 0)
     assert [(run.seed, run.arm.name) for run in runs] == [
         *((11, "alone"), (11, "long")),
         *((12, "alone"), (12, "long")),
@@ -299,12 +304,12 @@ def test_arms_start_from_the_same_weights(mgd_cfg):
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
-def small_run(tmp_path: Path, seed: int, script: str) -> compare.Run:
+def small_run(tmp_path: Path, seed: int, script: str) -> Run:
     """A run of three iterations whose process is a Python script, in its output folder."""
     name = f"small_seed{seed}"
-    output, arm = tmp_path / name, compare.Arm("small", [], 3)
+    output, arm = tmp_path / name, Arm("small", [], 3)
     command = ["-c", f"import os; os.chdir({str(output)!r}); {script}"]
-    return compare.Run(arm, seed, command, {"SEED": seed}, name, output, tmp_path / f"results/{name}.json")
+    return Run(arm, seed, command, {"SEED": seed}, name, output, tmp_path / f"results/{name}.json")
 
 
 def metrics_script(*lines: str) -> str:
@@ -324,7 +329,7 @@ def test_failed_runs_are_told_and_the_others_go_on(tmp_path, capsys):
         small_run(tmp_path, 4, f"{log}; {metrics_script(early, middle, last)}"),
     ]
     records: dict = {}
-    assert compare.Runner(runs, records, jobs=2, gpus=0).run() == 1
+    assert Runner(runs, records, jobs=2, gpus=0).run() == 1
     output = capsys.readouterr().out
     assert "small, seed 1: failed: exit code 3; the end of " in output
     assert "it was the butler" in output
@@ -346,9 +351,9 @@ def test_failed_runs_are_told_and_the_others_go_on(tmp_path, capsys):
 
 def test_a_run_that_outlived_the_tool_is_not_started_twice(tmp_path, capsys):
     run = small_run(tmp_path, 1, "import time; time.sleep(600)")
-    process = compare.Process(run, {})  # nobody waits for it, as after a SIGKILL of the tool
+    process = Process(run, {})  # nobody waits for it, as after a SIGKILL of the tool
     try:
-        assert compare.Runner([run], {}, jobs=1, gpus=0).run() == 1
+        assert Runner([run], {}, jobs=1, gpus=0).run() == 1
         assert "an earlier start still runs in" in capsys.readouterr().out
     finally:
         process.kill()

@@ -15,7 +15,10 @@ from mgd_det.errors import ConfigError
 from mgd_det.exact import ExactLoader, SampleOrder, check_sampler, seed_all
 from mgd_det.trainer import Trainer
 
-selfcheck = load_tool("selfcheck")
+load_tool("selfcheck")  # puts tools/ on the path
+
+from checking.resuming import kill_and_resume  # noqa: E402
+from checking.tiny import make_config  # noqa: E402
 
 
 def batches(order: SampleOrder, count: int) -> list:
@@ -80,8 +83,8 @@ def test_another_sampler_is_refused(student_cfg):
 @pytest.mark.parametrize("mode, kills", [("pass", 3), ("online", 2)])
 def test_killed_and_resumed_equals_uninterrupted(mode, kills, demo_data, teacher_run, tmp_path):
     """The check that users run, in short; the seed that was drawn (SEED -1) goes to the other run by hand."""
-    config = selfcheck.make_config(tmp_path, demo_data, teacher_run)
-    figures = selfcheck.kill_and_resume(config, tmp_path, mode=mode, kills=kills, seed=0)
+    config = make_config(tmp_path, demo_data, teacher_run)
+    figures = kill_and_resume(config, tmp_path, mode=mode, kills=kills, seed=0)
     hits = ("while writing a checkpoint", "elsewhere in training", "before training")
     assert figures["kills"] == sum(figures[hit] for hit in hits) == kills
     assert figures["most iterations lost at a kill"] <= figures["checkpoint period"]

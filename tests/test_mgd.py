@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mgd_det.errors import ConfigError
+from mgd_det.matching import assignment_cost, channel_cost, control_cost
 from mgd_det.methods import TapFeatures, TapInfo
 from mgd_det.methods.mgd import MGD
 from mgd_det.reducers import absolute_max
@@ -115,3 +116,57 @@ def test_images_that_are_not_finite_are_left_out_and_counted():
     assert (report.images, report.skipped) == (2, 1)
     assert torch.equal(mgd._matchings["res3"].groups, expected.groups)
     assert torch.equal(mgd._matchings["res3"].margin, expected.margin)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "expected"),
+    [
+        (2, 4, [[0, 1, 0, 1], [1, 0, 1, 0]]),
+        (2, 3, [[0, 1, 0], [1, 0, 1]]),
+        (3, 2, [[0, 1], [1, 0], [0, 1]]),
+    ],
+)
+def test_costs_of_the_identity_by_hand(student, teacher, expected):
+    assert control_cost("identity", student, teacher).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "options", "groups"),
+    [
+        (2, 6, {}, [[0, 2, 4], [1, 3, 5]]),
+        (2, 5, {}, [[0, 2], [1, 3]]),
+        (2, 5, {"spread": True}, [[0, 2, 4], [1, 3, -1]]),
+        (2, 6, {"reducer": "sparse"}, [[0], [1]]),
+        (4, 2, {}, [[0], [1], [0], [1]]),
+    ],
+)
+def test_the_identity_takes_teacher_channels_by_number(student, teacher, options, groups):
+    mgd = solved(features(student, teacher), assignment="identity", **options)
+    assert mgd._matchings["res3"].groups.tolist() == groups
+
+
+def test_the_random_assignment_is_valid_and_the_same_at_every_solution():
+    """Whatever the features: it is drawn once. The reported cost stays that of the features."""
+    found, others = features(4, 16), features(4, 16, seed=5)
+    mgd = solved(found, assignment="random")
+    groups = mgd._matchings["res3"].groups
+    assert sorted(groups.flatten().tolist()) == list(range(16))
+    assert not torch.equal(groups, solved(found)._matchings["res3"].groups)
+    assert not torch.equal(groups, solved(found, assignment="identity")._matchings["res3"].groups)
+    mgd.observe({"res3": others})
+    mgd.absorb(lambda tensor: None, decay=0)
+    (report,) = mgd.solve()
+    assert torch.equal(mgd._matchings["res3"].groups, groups)
+    assert report.changed == 0
+    cost = channel_cost(others.student, others.teacher)
+    assert report.cost == pytest.approx(assignment_cost(cost, groups), rel=1e-5)
+    best = solved(others)
+    assert report.cost > assignment_cost(cost, best._matchings["res3"].groups)
+
+
+def test_a_control_is_not_resumed_as_the_method_and_unknown_ones_are_named():
+    saved = solved(features(4, 8), assignment="random").state_dict()
+    with pytest.raises(ConfigError, match=r"MGD\.ASSIGNMENT = 'solved'.*'random'"):
+        MGD(channels={"res3": 4}, norm="", weights=[1.0]).load_state_dict(saved)
+    with pytest.raises(ConfigError, match=r"ASSIGNMENT = 'none'.*'solved', 'random', 'identity'"):
+        MGD(channels={"res3": 4}, assignment="none")

@@ -8,8 +8,12 @@ import pytest
 import torch
 from conftest import ROOT, load_tool, run_tool
 
-selfcheck = load_tool("selfcheck")
-Failed = selfcheck.Failed
+selfcheck = load_tool("selfcheck")  # puts tools/ on the path
+
+from checking import Failed  # noqa: E402
+from checking.jobs import Job, run  # noqa: E402
+from checking.resuming import next_start  # noqa: E402
+from checking.states import deviation, equal_values, within  # noqa: E402
 
 
 def test_equal_values_are_counted_without_times():
@@ -21,7 +25,7 @@ def test_equal_values_are_counted_without_times():
         "model": {"w": torch.tensor([1.0, 2.0])},
         "metrics": [{"loss": 3.0, "time": 9.0, "data_time": 0}],
     }
-    assert selfcheck.equal_values(state, other) == 2
+    assert equal_values(state, other) == 2
 
 
 @pytest.mark.parametrize(
@@ -39,32 +43,32 @@ def test_one_differing_value_fails(other):
     state = {"a": torch.tensor([1.0, 2.0]), "b": [1]}
     for pair in ((state, other), (other, state)):
         with pytest.raises(Failed, match=r"values differ, such as /[ab]"):
-            selfcheck.equal_values(*pair)
+            equal_values(*pair)
 
 
 def test_deviations_are_relative_to_the_largest_value_of_a_tensor():
     expected = {"a": torch.tensor([0.0, 4.0]), "b": 2.0}
-    assert selfcheck.deviation({"a": torch.tensor([1.0, 4.0]), "b": 2.0}, expected) == 0.25
+    assert deviation({"a": torch.tensor([1.0, 4.0]), "b": 2.0}, expected) == 0.25
     with pytest.raises(Failed, match="different tensors"):
-        selfcheck.deviation({"a": expected["a"]}, expected)
-    assert selfcheck.within(0.25, {"deviation": 0.25}) == {"deviation": 0.25}
+        deviation({"a": expected["a"]}, expected)
+    assert within(0.25, {"deviation": 0.25}) == {"deviation": 0.25}
     for value in (0.26, float("nan")):
         with pytest.raises(Failed, match="deviation"):
-            selfcheck.within(0.25, {"deviation": value})
+            within(0.25, {"deviation": value})
 
 
 def test_a_state_that_cannot_be_resumed_is_found(tmp_path):
-    assert selfcheck.next_start(tmp_path) == 0
+    assert next_start(tmp_path) == 0
     torch.save({"model": {"w": torch.zeros(1000)}, "iteration": 7}, tmp_path / "model_0000007.pth")
     (tmp_path / "last_checkpoint").write_text("model_0000007.pth")
-    assert selfcheck.next_start(tmp_path) == 8
+    assert next_start(tmp_path) == 8
     whole = (tmp_path / "model_0000007.pth").read_bytes()
     (tmp_path / "model_0000007.pth").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(Failed, match="unresumable"):
-        selfcheck.next_start(tmp_path)
+        next_start(tmp_path)
     (tmp_path / "model_0000007.pth").unlink()
     with pytest.raises(Failed, match="unresumable"):
-        selfcheck.next_start(tmp_path)
+        next_start(tmp_path)
 
 
 FAMILY = """
@@ -76,7 +80,7 @@ time.sleep(600)
 
 
 def test_nothing_outlives_a_job_that_fails(tmp_path):
-    with pytest.raises(Failed, match="to fail"), selfcheck.Job(tmp_path / "log", "-c", FAMILY) as job:
+    with pytest.raises(Failed, match="to fail"), Job(tmp_path / "log", "-c", FAMILY) as job:
         job.until(lambda: "started" in job.output() and len(job.pids()) == 2, "both ran")
         raise Failed("to fail")
     assert job.pids() == []
@@ -84,8 +88,8 @@ def test_nothing_outlives_a_job_that_fails(tmp_path):
 
 def test_a_command_that_ends_too_soon_fails_with_its_last_words(tmp_path):
     with pytest.raises(Failed, match=r"exit code 3.*last words"):
-        selfcheck.run(tmp_path / "log", "-c", "import sys; print('last words'); sys.exit(3)")
-    job = selfcheck.run(tmp_path / "log", "-c", "print('last words')")
+        run(tmp_path / "log", "-c", "import sys; print('last words'); sys.exit(3)")
+    job = run(tmp_path / "log", "-c", "print('last words')")
     with pytest.raises(Failed, match=r"exit code 0 before it was killed.*last words"):
         job.until(lambda: False, "it was killed")
 

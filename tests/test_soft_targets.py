@@ -10,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mgd_det.soft_targets import sigmoid_soft_loss, softmax_soft_loss, weighted_box_loss
+from mgd_det.soft_targets import (
+    sigmoid_soft_loss,
+    softmax_soft_loss,
+    sureness,
+    weighted_box_loss,
+    weighted_sigmoid_loss,
+)
 
 PROPERTY = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 SEEDS = st.integers(0, 9999)
@@ -34,7 +40,7 @@ def worked_out(student: Tensor, teacher: Tensor, mask: Tensor, gamma: float) -> 
     """The soft loss of dense classification and its gradient, element by element, from its definition."""
     total, foreground, gradient = 0.0, 0.0, torch.zeros(student.shape)
     for m in mask.nonzero().flatten().tolist():
-        foreground += sigmoid(teacher[m].max().item())
+        foreground += sigmoid(teacher[m].max().item()) ** 2
         for k in range(student.shape[1]):
             p, q = sigmoid(student[m, k].item()), sigmoid(teacher[m, k].item())
             weight = abs(p - q) ** gamma
@@ -54,10 +60,10 @@ class TestSigmoidSoftLoss:
         assert student.grad.item() == pytest.approx(-0.015625, rel=1e-6)
 
     def test_is_over_the_soft_number_of_foreground_rows(self) -> None:
-        # The element above in four rows whose largest probability is 3/4: 4 over 3.
+        # The element above in four rows whose largest probability is 3/4, squared 9/16: 4 over 36/16.
         student, teacher = torch.zeros(4, 2), torch.tensor([[LN3, 0.0]]).repeat(4, 1)
         one = sigmoid_soft_loss(torch.zeros(1, 1), torch.tensor([[LN3]]))
-        assert sigmoid_soft_loss(student, teacher).item() == pytest.approx(one.item() * 4 / 3, rel=1e-6)
+        assert sigmoid_soft_loss(student, teacher).item() == pytest.approx(one.item() * 16 / 9, rel=1e-6)
 
     def test_is_over_no_less_than_one(self) -> None:
         # The probability 1/4 of the one row is no divisor: as in the first case, mirrored.
@@ -325,3 +331,29 @@ class TestAllThree:
         loss(student, teacher).backward()
         assert teacher.grad is None
         assert student.grad.abs().sum() > 0
+
+
+class TestWeightedSigmoidLoss:
+    def test_by_hand(self) -> None:
+        # Probabilities 1/2 and 3/4 against 3/4: nothing in the second row, in the first log(1.5), log(0.5).
+        student, teacher = torch.tensor([0.0, LN3, 5.0]), torch.tensor([LN3, LN3, float("nan")])
+        loss = weighted_sigmoid_loss(student, teacher, torch.tensor([3.0, 1.0, 0.0]))
+        one = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+        assert loss.item() == pytest.approx(3 * one / 4, rel=1e-5)
+
+    def test_is_over_no_less_than_one(self) -> None:
+        loss = weighted_sigmoid_loss(torch.zeros(1), torch.tensor([LN3]), torch.tensor([0.5]))
+        assert loss.item() == pytest.approx(0.5 * (0.75 * math.log(1.5) + 0.25 * math.log(0.5)), rel=1e-5)
+
+    def test_gradient(self) -> None:
+        student = normal(0, 4).double().requires_grad_()
+        weight = torch.tensor([1.0, 0.0, 2.0, 0.5]).double()
+        teacher = normal(1, 4).double()
+        assert torch.autograd.gradcheck(lambda s: weighted_sigmoid_loss(s, teacher, weight), student)
+
+
+def test_sureness_is_the_largest_probability_squared() -> None:
+    logits = torch.tensor([[LN3, 0.0], [-LN3, -200.0]], dtype=torch.float16)
+    found = sureness(logits)
+    assert found.dtype == torch.float32
+    assert found.tolist() == pytest.approx([9 / 16, 1 / 16], rel=1e-3)

@@ -55,7 +55,7 @@ class HeadInfo(NamedTuple):
 
     kind: str  # "anchors", "points" or "proposals"
     num_classes: int
-    boxes: Any  # what a box output means; those of two heads compare where this is equal
+    boxes: dict[str, Any]  # what a box output means, part by part; where equal, those of two heads compare
     classifier_std: float  # of the weights of the classification layer
     softmax: bool  # whether a location has one class at most, so that scores are a softmax's
 

@@ -26,7 +26,7 @@ class AdaptedImitation(Method):
         name: of the method, as it appears in its losses.
         adapters: student features (N, Cs, H, W) -> (N, Ct, H, W), for each tap.
         weights: of the loss, for each tap.
-        foreground_weight: of a position in a ground-truth box, beside 1 of the others.
+        foreground_weight: of a position in a ground-truth box, beside 1 of the others; at least 0.
     """
 
     def __init__(
@@ -60,7 +60,8 @@ class AdaptedImitation(Method):
         counts = torch.ones_like(errors) if features.mask is None else features.mask.to(dtype)
         if features.foreground is not None:
             counts = torch.where(features.foreground, counts * self.foreground_weight, counts)
-        return (errors * counts).sum() / counts.sum()
+        # A weight of 0 may leave nothing that counts; the loss is then 0.
+        return (errors * counts).sum() / counts.sum().clamp_min(torch.finfo(dtype).tiny)
 
 
 @register_method("imitation")

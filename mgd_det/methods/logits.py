@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +11,13 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..soft_targets import sigmoid_soft_loss, softmax_soft_loss, weighted_box_loss
+from ..soft_targets import (
+    sigmoid_soft_loss,
+    softmax_soft_loss,
+    sureness,
+    weighted_box_loss,
+    weighted_sigmoid_loss,
+)
 from .base import (
     PREDICTIONS,
     Features,
@@ -22,6 +30,8 @@ from .base import (
     register_method,
 )
 from .settings import number
+
+ROW_PARTS = ("anchors are", "anchors' offset is")  # of `HeadInfo.boxes`: what each row predicts for
 
 
 @register_method("logits")
@@ -50,8 +60,9 @@ class Logits(Method):
         key = "DISTILL.LOGITS"
         head = student([PREDICTIONS])[PREDICTIONS].head
         assert head is not None  # which this tap always has
-        if not cfg.TEMPERATURE > 0:
-            raise ConfigError(f"{key}.TEMPERATURE", cfg.TEMPERATURE, "not over 0", "Give a number like 1.0.")
+        if not 0 < cfg.TEMPERATURE < math.inf:
+            problem = "not a finite number over 0"
+            raise ConfigError(f"{key}.TEMPERATURE", cfg.TEMPERATURE, problem, "Give a number like 1.0.")
         return cls(
             weight=number(f"{key}.WEIGHT", cfg.WEIGHT),
             box_weight=number(f"{key}.BOX_WEIGHT", cfg.BOX_WEIGHT),
@@ -75,13 +86,17 @@ class Logits(Method):
                 f"teacher {theirs.num_classes}",
                 remedy,
             )
-        if ours.boxes != theirs.boxes and (self.box_weight or ours.kind == "anchors"):
+        for part, meaning in ours.boxes.items():
+            # Without the box loss all that matters is what a row is a prediction for.
+            if meaning == theirs.boxes.get(part) or not (self.box_weight or part in ROW_PARTS):
+                continue
+            shown = [textwrap.shorten(str(x), 100) for x in (meaning, theirs.boxes.get(part))]
             raise ConfigError(
                 "DISTILL.METHODS",
                 "logits",
-                f"the two networks' boxes mean different things, {ours.boxes} and {theirs.boxes}",
-                "Give both the same MODEL.ANCHOR_GENERATOR and BBOX_REG_WEIGHTS; a two-stage detector can do "
-                "with DISTILL.LOGITS.BOX_WEIGHT 0.",
+                f"the student's {part} {shown[0]}, the teacher's {shown[1]}",
+                "Give both the same MODEL.ANCHOR_GENERATOR, BBOX_REG_WEIGHTS and CLS_AGNOSTIC_BBOX_REG"
+                + ("." if part in ROW_PARTS else ", or set DISTILL.LOGITS.BOX_WEIGHT 0."),
             )
 
     @property
@@ -101,31 +116,24 @@ class Logits(Method):
             loss = sigmoid_soft_loss(student.scores, teacher.scores, mask, self.gamma)
         losses = {"loss_logits_cls": loss * self.weight}
         if self.box_weight:
-            losses["loss_logits_box"] = self._box_loss(pair) * self.box_weight
+            weight = self._box_weights(pair)
+            loss = weighted_box_loss(student.boxes.reshape(-1, 4), teacher.boxes.reshape(-1, 4), weight)
+            losses["loss_logits_box"] = loss * self.box_weight
             if student.centerness is not None:
-                rows = (student.centerness[:, None], teacher.centerness[:, None])
-                losses["loss_logits_ctr"] = sigmoid_soft_loss(*rows, mask, self.gamma) * self.box_weight
+                loss = weighted_sigmoid_loss(student.centerness, teacher.centerness, weight)
+                losses["loss_logits_ctr"] = loss * self.box_weight
         return losses
 
-    def _box_loss(self, pair: PredictionPair) -> Tensor:
-        student, teacher, mask = pair
-        scores = teacher.scores.float()
+    def _box_weights(self, pair: PredictionPair) -> Tensor:
+        """What each box counts: how sure the teacher is that it is one of an object."""
+        _, teacher, mask = pair
         if self.head.kind == "proposals":
-            found = (
-                scores.softmax(1)[:, :-1]
-                if self.head.softmax
-                else scores.sigmoid()[:, : self.head.num_classes]
-            )
+            scores = teacher.scores.float()
+            found = scores.softmax(1)[:, :-1] if self.head.softmax else scores.sigmoid()
             # One box for each class, (R, 4 K), or one for all.
-            each = student.boxes.shape[1] > 4
-            weight = found.flatten() if each else found.sum(1)
-            return weighted_box_loss(student.boxes.reshape(-1, 4), teacher.boxes.reshape(-1, 4), weight)
-        weight = scores.sigmoid().amax(1)
-        if teacher.centerness is not None:
-            weight = weight * teacher.centerness.float().sigmoid()
-        if mask is not None:
-            weight = torch.where(mask, weight, 0.0)
-        return weighted_box_loss(student.boxes, teacher.boxes, weight)
+            return found.flatten() if teacher.boxes.shape[1] > 4 else found.sum(1)
+        weight = sureness(teacher.scores)
+        return weight if mask is None else torch.where(mask, weight, 0.0)
 
 
 def _described(head: HeadInfo) -> str:

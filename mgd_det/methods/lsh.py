@@ -8,11 +8,13 @@ into its next layer.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Callable
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+from ..errors import ConfigError
 from ..hashing import hashing_loss, mimicking_loss, neighbourhoods, projection
 from .base import HEAD, Features, Inspect, LossInfo, Method, TapFeatures, TapInfo, register_method
 from .settings import choice, module_key, named_taps, number, tap_weights
@@ -57,12 +59,16 @@ class LSH(Method):
     def from_config(cls, cfg: Any, student: Inspect, teacher: Inspect) -> LSH:
         key = "DISTILL.LSH"
         taps = named_taps(f"{key}.TAPS", cfg.TAPS, heads=[HEAD])
+        terms = [choice(f"{key}.TERMS", term, TERMS) for term in cfg.TERMS]
+        if not terms or len(set(terms)) != len(terms):
+            problem = "a term is named twice" if terms else "no term is named"
+            raise ConfigError(f"{key}.TERMS", terms, problem, 'Give ["l2", "hash"], or one of them.')
         ours, theirs = student(taps), teacher(taps)
         return cls(
             widths={tap: (ours[tap].channels, theirs[tap].channels) for tap in taps},
             weights=tap_weights(f"{key}.WEIGHTS", cfg.WEIGHTS, taps),
             num_hashes=int(number(f"{key}.NUM_HASHES", cfg.NUM_HASHES, least=1)),
-            terms=[choice(f"{key}.TERMS", term, TERMS) for term in cfg.TERMS],
+            terms=terms,
         )
 
     def attach(self, student: Mapping[str, TapInfo], teacher: Mapping[str, TapInfo]) -> None:
@@ -71,7 +77,8 @@ class LSH(Method):
             dense = info.head is not None and info.head.kind != "proposals"
             self._kernels[tap] = HEAD_KERNEL if dense else 1
             length = info.channels * self._kernels[tap] ** 2
-            # The paper's choice at the head; elsewhere projections of the size of the features' mean square.
+            # The paper's choice at the head; elsewhere the one that makes a projection's variance the mean
+            # square of the vector's elements.
             std = length**-0.5 if info.head is None else info.head.classifier_std
             self._projections[tap] = projection(self.num_hashes, length, std, SEED)
 
@@ -86,34 +93,67 @@ class LSH(Method):
     def forward(self, features: Features) -> dict[str, Tensor]:
         losses = {}
         for tap in self.taps:
-            student, teacher, mask = self._rows(tap, features[tap])
+            found: TapFeatures | list[TapFeatures] = features[tap]
+            levels = found if isinstance(found, list) else [found]
+            adapted = [self.adapters[module_key(tap)](level.student) for level in levels]
+            rows = [_count(level) for level in levels]
+            total = torch.stack(rows).sum().clamp_min(1)
             for term in self.terms:
-                if term == "l2":
-                    loss = mimicking_loss(student, teacher, mask)
-                else:
-                    weight = self._projection(tap, student.device)
-                    loss = hashing_loss(student, teacher, weight, weight.new_zeros(len(weight)), mask)
+                means = [self._mean(term, tap, s, level) for s, level in zip(adapted, levels)]
+                loss = sum((mean * (n / total) for mean, n in zip(means, rows)), adapted[0].new_zeros(()))
                 losses[f"loss_lsh_{tap}_{term}"] = loss * self.weights[tap]
         return losses
 
-    def _rows(
-        self, tap: str, features: TapFeatures | list[TapFeatures]
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Vectors of student and teacher, (M, D) each, and those that count, (M,)."""
-        levels = features if isinstance(features, list) else [features]
-        kernel = self._kernels[tap]
-        student, teacher, masks = [], [], []
-        for level in levels:
-            student.append(neighbourhoods(self.adapters[module_key(tap)](level.student), kernel))
-            teacher.append(neighbourhoods(level.teacher, kernel))
-            mask = level.mask
-            masks.append(
-                student[-1].new_ones(len(student[-1]), dtype=torch.bool) if mask is None else mask.flatten()
-            )
-        counts = None if all(level.mask is None for level in levels) else torch.cat(masks)
-        return torch.cat(student), torch.cat(teacher), counts
+    def _mean(self, term: str, tap: str, student: Tensor, level: TapFeatures) -> Tensor:
+        """One term's mean over the vectors of one level that count."""
+        kernel, mask = self._kernels[tap], None if level.mask is None else level.mask.flatten()
+        weight = self._projection(tap, student.device)
+
+        def compute(student: Tensor) -> Tensor:
+            rows = (neighbourhoods(student, kernel), neighbourhoods(level.teacher.to(student.dtype), kernel))
+            if term == "l2":
+                return mimicking_loss(*rows, mask)
+            return hashing_loss(*rows, weight, weight.new_zeros(len(weight)), mask)
+
+        # Half precision could not hold the gradient of a mean.
+        wide = student.to(torch.promote_types(student.dtype, torch.float32))
+        loss: Tensor = _DifferentiatedAtOnce.apply(wide, compute)
+        return loss
 
     def _projection(self, tap: str, device: torch.device) -> Tensor:
         if self._projections[tap].device != device:
             self._projections[tap] = self._projections[tap].to(device)
         return self._projections[tap]
+
+
+def _count(level: TapFeatures) -> Tensor:
+    """Number of vectors that count, a scalar on the features' device."""
+    if level.mask is not None:
+        return level.mask.sum()
+    n, _, height, width = level.student.shape
+    return torch.full((), n * height * width, device=level.student.device)
+
+
+class _DifferentiatedAtOnce(torch.autograd.Function):
+    """A scalar function of a tensor that keeps nothing but its gradient for the backward pass.
+
+    Neighbourhoods are nine times the features, and their losses would keep several such tensors.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        # Whoever watches or moves what is saved for the backward pass is to see the gradient alone.
+        unseen = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+        with torch.enable_grad(), torch.autocast(features.device.type, enabled=False), unseen:
+            leaf = features.detach().requires_grad_()
+            loss = compute(leaf)
+            (gradient,) = torch.autograd.grad(loss, leaf)
+        # A copy: what torch's `unfold` gives as a gradient lies in a storage of the neighbourhoods' size.
+        ctx.save_for_backward(gradient.clone())
+        return loss.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream, None

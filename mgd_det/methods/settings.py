@@ -18,7 +18,7 @@ def named_taps(key: str, taps: Sequence[str], *, heads: Sequence[str] = ()) -> l
         problem = "no tap is named"
     elif len(set(taps)) != len(taps):
         problem = "a tap is named twice"
-    elif unfit := [tap for tap in taps if tap in HEAD_TAPS and tap not in heads]:
+    elif unfit := [tap for tap in taps if tap not in heads and not set(HEAD_TAPS).isdisjoint(tap.split("="))]:
         problem = f"this method does not work on {unfit[0]!r}"
     if problem:
         example = 'Name each tap once, for example ["res3", "res4", "res5"] or ["p3", "p4", "p5"].'

@@ -1,0 +1,1 @@
+"""What `tools/compare.py` is made of: from an experiment file to runs, their records and a report."""

@@ -1,0 +1,167 @@
+"""The report of a comparison: a table in markdown and other formats, and a picture."""
+
+from __future__ import annotations
+
+import csv
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from comparing.summary import CONFIDENCE, Record, Row, summarise
+
+BLUE, GREY = "#0072B2", "0.45"  # of the Okabe-Ito palette, which colour-blind readers can tell apart
+
+NOTES = """\
+AP is COCO box AP after the last iteration, mean over the seeds, beside its standard deviation (s.d.). The
+difference is *paired*: the mean, over the seeds that both have, of the arm's AP minus that of the baseline
+with the same seed, which saw the same images in the same order from the same initial weights. Intervals are
+{confidence:.0%} (Student's t), each for its own comparison: they are not corrected for the number of arms.
+
+Seconds per iteration and memory are medians over the runs, each beside what multiple of the baseline's it is.
+The seconds are those of training steps, without the passes that solve the matching, evaluations and start-up.
+Memory is the peak of the process, or of the GPU where one was used.
+"""
+MIXED = """
+**The runs were made under different conditions, see {what} above: their seconds and memory do not compare,
+and their AP may differ by rounding.**
+"""
+
+
+def write_report(
+    folder: Path,
+    records: Sequence[Record],
+    *,
+    iterations: Mapping[str, int],
+    baseline: str,
+    seeds: Sequence[int],
+    facts: Mapping[str, str],
+) -> str:
+    """Write report.md, .csv, .json and .png; the markdown's table.
+
+    Args:
+        folder: where to.
+        records: of the finished runs, one or more.
+        iterations: of every arm, in the order of the report.
+        baseline: the arm that the others are compared with.
+        seeds: that every arm is to have.
+        facts: what the experiment was, by name: the report's head.
+    """
+    rows = summarise(records, iterations, baseline, len(seeds))
+    (folder / "report.md").write_text(markdown(rows, baseline, facts, records), encoding="utf-8")
+    arms = [row._asdict() for row in rows]
+    report = {**facts, **circumstances(records), "baseline": baseline, "seeds": list(seeds), "arms": arms}
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    with (folder / "report.csv").open("w", newline="", encoding="utf-8") as f:
+        columns = [name for name in Row._fields if name != "differences"]
+        writer = csv.DictWriter(f, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(arms)
+    draw(rows, baseline, folder / "report.png")
+    return table(rows, baseline)
+
+
+def markdown(rows: Sequence[Row], baseline: str, facts: Mapping[str, str], records: Sequence[Record]) -> str:
+    """The report; `facts` are what the experiment was, by name, and come first."""
+    found = circumstances(records)
+    mixed = [name for name in ("machine", "versions") if len(found[name]) > 1]
+    dates = " to ".join(dict.fromkeys([found["date"][0], found["date"][-1]]))
+    facts = {
+        **facts,
+        "machine": "; ".join(found["machine"]),
+        "versions": "; ".join(found["versions"]),
+        "date": dates,
+    }
+    lines = [
+        "# Comparison of recipes",
+        "",
+        "Recipes of Matching Guided Distillation (MGD), each trained with the same seeds.",
+        "",
+        *("| | |", "|---|---|", *(f"| {name} | {cell(value)} |" for name, value in facts.items())),
+        "",
+        table(rows, baseline),
+        "",
+        NOTES.format(confidence=CONFIDENCE) + (MIXED.format(what=" and ".join(mixed)) if mixed else ""),
+        "![Paired differences to the baseline, with their intervals](report.png)",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def circumstances(records: Sequence[Record]) -> dict[str, list[str]]:
+    """What the runs were made with: one entry for each machine and for each set of versions."""
+    versions = [", ".join(f"{name} {version}" for name, version in r["versions"].items()) for r in records]
+    return {
+        "machine": sorted({r["machine"] for r in records}),
+        "versions": sorted(set(versions)),
+        "date": sorted({r["date"] for r in records}),
+    }
+
+
+def table(rows: Sequence[Row], baseline: str) -> str:
+    """The rows in markdown."""
+    common = next(row.iterations for row in rows if row.arm == baseline)
+    lines = [
+        f"| arm | n | AP | s.d. | AP50 | AP - {cell(baseline)} | {CONFIDENCE:.0%} interval "
+        "| s/iteration | relative | memory, MiB | relative |",
+        "|---|" + "---:|" * 10,
+    ]
+    for row in rows:
+        length = "" if row.iterations == common else f" ({row.iterations} iterations)"
+        interval = "-"
+        if row.difference is not None and row.half_width is not None:
+            low, high = row.difference - row.half_width, row.difference + row.half_width
+            interval = f"{low:+.2f} to {high:+.2f}"
+        cells = [
+            *(cell(row.arm) + length, count(row)),
+            *(number(row.ap, ".2f"), number(row.ap_sd, ".2f"), number(row.ap50, ".2f")),
+            *(number(row.difference, "+.2f"), interval),
+            *(number(row.seconds_per_iteration, ".3f"), number(row.seconds_ratio, ".2f")),
+            *(number(row.memory_mib, ".0f"), number(row.memory_ratio, ".2f")),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def cell(text: str) -> str:
+    """Free text, for a cell of a markdown table."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def count(row: Row) -> str:
+    return str(row.n) if row.n == row.n_wanted else f"{row.n} of {row.n_wanted}"
+
+
+def draw(rows: Sequence[Row], baseline: str, path: Path) -> None:
+    """One horizontal row for each arm: mean difference to the baseline, its interval, every seed's dot."""
+    rows = [row for row in rows if row.arm != baseline]
+    figure = Figure(figsize=(7.5, 1.5 + 0.55 * max(len(rows), 1)), layout="constrained")
+    axis = figure.add_subplot()
+    axis.axvline(0, color="black", linewidth=1)
+    for y, row in enumerate(rows):
+        if row.difference is not None:
+            width, label = row.half_width, f"mean, {CONFIDENCE:.0%} interval"
+            axis.errorbar(row.difference, y, xerr=width, fmt="D", color=BLUE, capsize=4, label=label)
+            below = [y + 0.22] * len(row.differences)  # the interval's marks stay free
+            seeds = list(row.differences.values())
+            axis.scatter(seeds, below, s=22, facecolors="none", edgecolors=GREY, label="one seed")
+    names = [row.arm + ("" if row.n == row.n_wanted else f" ({count(row)})") for row in rows]
+    axis.set_yticks(range(len(rows)), [textwrap.fill(name, 32) for name in names])
+    axis.set_ylim(max(len(rows), 1) - 0.4, -0.6)
+    axis.set_xlabel(textwrap.fill(f"box AP minus that of “{baseline}” with the same seed", 80))
+    axis.tick_params(axis="y", length=0)
+    axis.grid(axis="x", color="0.9")
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    handles, labels = axis.get_legend_handles_labels()
+    unique = dict(zip(labels, handles))
+    if unique:
+        place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": 2}
+        axis.legend(unique.values(), unique.keys(), frameon=False, **place)
+    figure.savefig(path, dpi=120)

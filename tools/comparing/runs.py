@@ -1,0 +1,117 @@
+"""The runs that an experiment comes to, and what earlier starts left of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from detectron2.config import CfgNode, get_cfg
+
+from comparing.experiment import Arm, Experiment
+from mgd_det.config import add_mgd_config, load_config
+from mgd_det.errors import ConfigError
+
+
+class Run(NamedTuple):
+    """One arm with one seed."""
+
+    arm: Arm
+    seed: int
+    command: list[str]  # without the interpreter
+    settings: dict[str, Any]  # that its result depends on
+    name: str  # of its files
+    output: Path
+    result: Path
+
+    def __str__(self) -> str:
+        return f"{self.arm.name}, seed {self.seed}"
+
+
+def plan(experiment: Experiment, gpus: int) -> list[Run]:
+    """All runs of the experiment, seed by seed, so that one that is interrupted has whole seeds."""
+    solver = load_config(str(experiment.config)).SOLVER
+    runs = []
+    for seed in experiment.seeds:
+        for arm in experiment.arms:
+            name = f"{file_name(arm.name)}_seed{seed}"
+            output, result = experiment.output / name, experiment.results / f"{name}.json"
+            steps = scaled(solver.STEPS, arm.iterations / solver.MAX_ITER)
+            opts = [
+                *("OUTPUT_DIR", str(output), "SEED", str(seed), "SOLVER.MAX_ITER", str(arm.iterations)),
+                *("SOLVER.STEPS", str(steps), "DISTILL.EXACT_RESUME", "True", *arm.overrides),
+            ]
+            command = ["tools/train_net.py", "--config-file", str(experiment.config), "--resume"]
+            command += ["--num-gpus", str(gpus)]
+            if gpus > 1:  # so that several such runs do not meet at one port
+                command += ["--dist-url", "auto"]
+            settings = changed(load_config(str(experiment.config), opts))
+            runs.append(Run(arm, seed, [*command, *opts], settings, name, output, result))
+    return runs
+
+
+def file_name(arm: str) -> str:
+    """A file name that is safe anywhere, and another one for every arm, whichever other arms there are."""
+    plain = re.sub(r"[^a-z0-9]+", "-", arm.lower()).strip("-")[:40]
+    return plain if plain == arm else f"{plain}-{hashlib.sha256(arm.encode()).hexdigest()[:6]}".strip("-")
+
+
+def scaled(steps: Sequence[int], factor: float) -> tuple[int, ...]:
+    return tuple(sorted({round(step * factor) for step in steps}))
+
+
+def changed(cfg: CfgNode) -> dict[str, Any]:
+    """What a config has that is not the default, by dotted key; where it runs and writes left out."""
+    defaults = get_cfg()
+    add_mgd_config(defaults)
+    standard = dict(flat(defaults))
+    elsewhere = ("OUTPUT_DIR", "MODEL.DEVICE")
+    found = {k: v for k, v in flat(cfg) if k not in elsewhere and (k not in standard or v != standard[k])}
+    return json.loads(json.dumps(found))  # as it is read back: tuples are lists
+
+
+def flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def read_record(run: Run) -> dict[str, Any] | None:
+    """The record of a finished run; None if it is not finished.
+
+    Raises:
+        ConfigError: it is not one, or was made with other settings.
+    """
+    if not run.result.exists():
+        return None
+    remedy = "Delete or rename that file to run it anew, or restore the settings."
+    try:
+        record = json.loads(run.result.read_text())
+        check_settings("results", run.result, record["settings"], run.settings, remedy)
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ConfigError("results", str(run.result), "not the record of a run", remedy) from error
+    return record
+
+
+def check_unfinished(run: Run) -> None:
+    """Refuse, with a ConfigError, to go on with what began with other settings."""
+    if (run.output / "last_checkpoint").exists():
+        remedy = "Delete or rename that folder to start anew, or restore the settings."
+        started = load_config(str(run.output / "config.yaml"), key="output")
+        check_settings("output", run.output, changed(started), run.settings, remedy)
+
+
+def check_settings(key: str, path: Path, then: dict[str, Any], now: dict[str, Any], remedy: str) -> None:
+    """Refuse, with a ConfigError, what an earlier start with other settings left."""
+    differing = [
+        f"{name} was {then.get(name, 'the default')!r} and is {now.get(name, 'the default')!r}"
+        for name in sorted(then.keys() | now.keys())
+        if name not in then or name not in now or then[name] != now[name]
+    ]
+    if differing:
+        raise ConfigError(key, str(path), f"made with other settings: {'; '.join(differing)}", remedy)

@@ -1,0 +1,104 @@
+"""Statistics over the seeds: what the records of the runs come to, a row for each arm."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from scipy.stats import t as student_t
+
+CONFIDENCE = 0.95
+
+Record = Mapping[str, Any]  # what is known of one finished run
+
+
+class Row(NamedTuple):
+    """What the runs of one arm come to; None is what they are too few for."""
+
+    arm: str
+    iterations: int
+    n: int  # runs that are finished
+    n_wanted: int
+    ap: float | None
+    ap_sd: float | None
+    ap50: float | None
+    difference: float | None  # mean, paired, to the baseline
+    half_width: float | None  # of its confidence interval
+    differences: dict[int, float]  # by seed
+    seconds_per_iteration: float | None
+    seconds_ratio: float | None  # to the baseline's
+    memory_mib: float | None
+    memory_ratio: float | None
+
+
+def summarise(
+    records: Sequence[Record], iterations: Mapping[str, int], baseline: str, n_wanted: int
+) -> list[Row]:
+    """One row for each arm.
+
+    Args:
+        records: of the finished runs.
+        iterations: of every arm, in the order of the report.
+        baseline: the arm that the others are compared with.
+        n_wanted: runs that an arm has when it is complete.
+    """
+    runs = {arm: [r for r in records if r["arm"] == arm] for arm in iterations}
+    ap = {arm: {r["seed"]: r["AP"] for r in of_arm} for arm, of_arm in runs.items()}
+    seconds = {arm: median(of_arm, "seconds_per_iteration") for arm, of_arm in runs.items()}
+    memory = {arm: median(of_arm, "peak_gpu_memory_mib", "peak_memory_mib") for arm, of_arm in runs.items()}
+    rows = []
+    for arm in iterations:
+        differences = {} if arm == baseline else paired(ap[arm], ap[baseline])
+        rows.append(
+            Row(
+                arm=arm,
+                iterations=iterations[arm],
+                n=len(runs[arm]),
+                n_wanted=n_wanted,
+                ap=mean(list(ap[arm].values())),
+                ap_sd=deviation(list(ap[arm].values())),
+                ap50=mean([r["AP50"] for r in runs[arm]]),
+                difference=mean(list(differences.values())),
+                half_width=half_width(list(differences.values())),
+                differences=differences,
+                seconds_per_iteration=seconds[arm],
+                seconds_ratio=ratio(seconds[arm], seconds[baseline]),
+                memory_mib=memory[arm],
+                memory_ratio=ratio(memory[arm], memory[baseline]),
+            )
+        )
+    return rows
+
+
+def mean(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None
+
+
+def deviation(values: Sequence[float]) -> float | None:
+    """Standard deviation of the population that the values are a sample of."""
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def half_width(values: Sequence[float]) -> float | None:
+    """Half the width of Student's confidence interval for the mean of what the values are a sample of."""
+    if len(values) < 2:
+        return None
+    quantile = float(student_t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
+    return quantile * statistics.stdev(values) / len(values) ** 0.5
+
+
+def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> dict[int, float]:
+    """Differences to the baseline, by seed, for the seeds that both have."""
+    return {seed: value - baseline[seed] for seed, value in values.items() if seed in baseline}
+
+
+def median(records: Sequence[Record], *keys: str) -> float | None:
+    """Median over the runs of the first of the keys that a record has a value for."""
+    found = [next((r[key] for key in keys if r[key] is not None), None) for r in records]
+    values = [value for value in found if value is not None]
+    return statistics.median(values) if values else None
+
+
+def ratio(value: float | None, reference: float | None) -> float | None:
+    return value / reference if value is not None and reference else None
