@@ -174,8 +174,8 @@ def add_mgd_config(cfg: CfgNode) -> None:
     # Softmax classifiers: temperature of both distributions.
     cfg.DISTILL.LOGITS.TEMPERATURE = 1.0
 
-    # Methods that a user has registered bring their keys along.
     for name, defaults in method_defaults().items():
+        # Methods that a user has registered bring their keys along.
         cfg.DISTILL.setdefault(name.upper(), CfgNode(copy.deepcopy(defaults)))
 
 
