@@ -1,0 +1,306 @@
+#!/usr/bin/env python
+"""Which detectors teach which: short runs of many pairs, from training to loading in stock Detectron2.
+
+For each pair, in processes of their own: tools/train_net.py distils a small student on 64 px images for
+some steps and leaves a checkpoint, evaluates that, and resumes from it for some more; then stock Detectron2
+alone loads the last checkpoint, with no key missing and none unexpected. Teachers have random weights: this
+is about networks and methods that fit together, not about AP. The exit code is 1 if any pair fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import math
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+# fvcore's, at every import; nothing that a user could act on.
+warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
+
+from detectron2 import __version__ as detectron2_version  # noqa: E402
+from matrix_pairs import ALL, PAIRS, network_config  # noqa: E402
+
+from mgd_det.rng import isolated_rng  # noqa: E402
+from mgd_det.trainer import Trainer  # noqa: E402
+
+IMAGES = ("--train", 8, "--val", 6, "--test", 6)
+STEPS, MORE_STEPS = 5, 3  # before and after resuming
+
+# A process that knows nothing of this project loads the runs in these folders.
+STOCK = """
+import sys, torch
+from detectron2.config import LazyConfig, get_cfg, instantiate
+from detectron2.modeling import build_model
+
+for folder in sys.argv[1:]:
+    path = folder + "/student_config.yaml"
+    if "_target_:" in open(path).read():
+        model = instantiate(LazyConfig.load(path).model)
+    else:
+        cfg = get_cfg()
+        cfg.merge_from_file(path)
+        model = build_model(cfg)
+    saved = torch.load(folder + "/model_final.pth", weights_only=True)
+    model.load_state_dict(saved["model"], strict=True)
+assert not [name for name in sys.modules if name.startswith("mgd_det")]
+"""
+
+Run = Callable[[Sequence[Any]], "tuple[int, str]"]  # of a script's path and arguments: exit code and output
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A teacher, a student, and what is learnt from the one by the other."""
+
+    teacher: str
+    student: str
+    methods: str
+
+    def __str__(self) -> str:
+        return f"{self.teacher} -> {self.student}: {self.methods}"
+
+    def options(self) -> list[Any]:
+        """Its DISTILL keys."""
+        options: list[Any] = []
+        methods = []
+        for word in re.sub(r"\ball\b", ALL, self.methods).split():
+            name, _, given = word.partition(":")
+            if name == "inherit":
+                options += ["DISTILL.INHERIT", given.split(",")]
+                continue
+            methods.append(name)
+            if given:
+                options += [f"DISTILL.{name.upper()}.TAPS", given.split(",")]
+        return [*options, "DISTILL.METHODS", list(dict.fromkeys(methods))]
+
+
+class Failed(Exception):
+    """A pair does not work; the text says where and why."""
+
+
+def pairs() -> list[Pair]:
+    """All of PAIRS."""
+    rows = [line.split(maxsplit=2) for line in PAIRS.splitlines() if line.strip()]
+    return [Pair(a, b, " ".join(methods.split())) for a, b, each in rows for methods in each.split("|")]
+
+
+def save_teacher(name: str, folder: Path, data: Path) -> tuple[str, str]:
+    """Config file and weights of an untrained teacher, made once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config, weights = folder / f"{name}.yaml", folder / f"{name}.pth"
+    if not weights.exists():
+        cfg = network_config(name, folder, data)
+        config.write_text(cfg.dump())
+        with isolated_rng():
+            torch.manual_seed(0)
+            torch.save({"model": Trainer.build_model(cfg).state_dict()}, weights)
+    lazy = folder / f"{name}.py"
+    return str(lazy if lazy.exists() else config), str(weights)
+
+
+def check_pair(pair: Pair, folder: Path, data: Path, run: Run, steps: int = STEPS) -> None:
+    """Train, evaluate and resume a pair in `folder`/run.
+
+    Raises:
+        Failed: it does not work.
+    """
+    folder.mkdir(parents=True)
+    output = folder / "run"
+    cfg = network_config(pair.student, folder, data)
+    cfg.DISTILL.ENABLED, cfg.OUTPUT_DIR = True, str(output)
+    teacher = save_teacher(pair.teacher, folder.parent / "teachers", data)
+    cfg.DISTILL.TEACHER.CONFIG_FILE, cfg.DISTILL.TEACHER.WEIGHTS = teacher
+    cfg.merge_from_list(pair.options())
+    config = folder / "config.yaml"
+    config.write_text(cfg.dump())
+
+    def train_net(what: str, *arguments: Any) -> None:
+        command = [ROOT / "tools/train_net.py", "--config-file", config, "--num-gpus", 0, *arguments]
+        must_run(what, run, command)
+
+    end, untested = steps + MORE_STEPS, ("DATASETS.TEST", ())
+    train_net("train", *untested, "SOLVER.MAX_ITER", steps)
+    check_metrics(output, steps, cfg.DISTILL.METHODS)
+    train_net("evaluate", "--eval-only", "MODEL.WEIGHTS", output / "model_final.pth")
+    if not json.loads((output / "inference/coco_instances_results.json").read_text()):
+        raise Failed("evaluate: nothing was detected")
+    train_net("resume", "--resume", *untested, "SOLVER.MAX_ITER", end)
+    check_metrics(output, end, cfg.DISTILL.METHODS)
+    if f"Starting training from iteration {steps}" not in (output / "log.txt").read_text():
+        raise Failed("resume: it started anew")
+
+
+def must_run(what: str, run: Run, command: Sequence[Any]) -> None:
+    code, output = run(command)
+    if code:
+        lines = [line for line in output.splitlines() if line.strip()]
+        said = [line for line in lines if re.match(r"(error|\w*(Error|Exception)): ", line)]
+        raise Failed(f"{what}: exit code {code}, {(said or lines or ['no output'])[-1]}")
+
+
+def check_metrics(output: Path, steps: int, methods: Sequence[str]) -> None:
+    """That the losses of the last step are finite, and those of every method there and not all zero."""
+    lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    last = [line for line in lines if line["iteration"] == steps - 1]
+    losses = {name: value for line in last for name, value in line.items() if "loss" in name}
+    if bad := [name for name, value in losses.items() if not math.isfinite(value)]:
+        raise Failed(f"not finite: {', '.join(bad)}")
+    for method in methods:
+        if not any(value > 0 for name, value in losses.items() if name.startswith(f"loss_{method}_")):
+            raise Failed(f"no loss of {method} is over 0")
+
+
+def in_a_process(command: Sequence[Any]) -> tuple[int, str]:
+    """Run a Python command."""
+    result = subprocess.run(
+        [sys.executable, *map(str, command)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
+    )
+    return result.returncode, result.stdout
+
+
+def load_in_stock(*folders: Path) -> None:
+    """Load finished runs in stock Detectron2.
+
+    Raises:
+        Failed: it cannot.
+    """
+    must_run("stock Detectron2", in_a_process, ["-c", STOCK, *folders])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = argument_parser().parse_args(arguments)
+    chosen = [pair for pair in pairs() if fnmatch.fnmatch(str(pair), f"*{args.only}*")]
+    if not chosen:
+        say(f"error: --only {args.only!r} is part of no pair; --list shows them")
+        return 2
+    if args.list:
+        say("\n".join(map(str, chosen)))
+        return 0
+    rows, width = [], max(len(str(pair)) for pair in chosen)
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(args.work or temporary).resolve()
+        data = work / "data"
+        shutil.rmtree(work / "teachers", ignore_errors=True)  # of an earlier table
+        must_run("data", in_a_process, [ROOT / "tools/make_demo_data.py", "--out", data, *IMAGES])
+        for number, pair in enumerate(chosen, 1):
+            folder, start, failure = work / f"pair_{number}", time.monotonic(), ""
+            shutil.rmtree(folder, ignore_errors=True)
+            try:
+                check_pair(pair, folder, data, in_a_process, args.steps)
+                load_in_stock(folder / "run")
+                shutil.rmtree(folder)  # some hundred megabytes
+            except Failed as error:
+                failure = str(error).replace(f"{work}/", "").replace(f"{ROOT}/", "")
+            seconds = time.monotonic() - start
+            rows.append((pair, seconds, failure))
+            verdict = "FAILED" if failure else "ok"
+            say(f"{verdict:6}  {pair!s:{width}}  {seconds:4.0f} s  {failure}".rstrip())
+    failed = sum(bool(failure) for *_, failure in rows)
+    say(f"{len(rows) - failed} of {len(rows)} pairs work")
+    if args.markdown:
+        command = ["tools/matrix.py", *(sys.argv[1:] if arguments is None else arguments)]
+        args.markdown.write_text(document(command, rows, args.steps))
+    return int(failed > 0)
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="examples:\n  tools/matrix.py --list\n  tools/matrix.py --only 'fcos* -> retinanet'\n"
+        "  tools/matrix.py --only regnet --work output/matrix   (what failed can be looked at there)\n"
+        "  tools/matrix.py --markdown docs/matrix.md",
+    )
+    parser.add_argument("--only", metavar="PATTERN", default="", help="pairs whose line holds it; * and ?")
+    parser.add_argument("--list", action="store_true", help="print the pairs and stop")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of training (default: %(default)s)")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="work there instead of a temporary folder")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write a table there")
+    return parser
+
+
+DOCUMENT = """# Which detectors teach which
+
+Students that Matching Guided Distillation (MGD) and the other methods taught, for {steps} steps each on 64 px
+images, evaluated, resumed for {more} more, and loaded by stock Detectron2. Teachers have random weights: this
+shows what fits together, not what is gained by it. Made by
+
+```
+{command}
+```
+
+with Python {python}, torch {torch}, Detectron2 {detectron2} ({system}, {machine}, {cores} CPU cores, no GPU
+used): {works} of {count} pairs work.
+
+- *r18*, *r34*, *r50*, *r101*: ResNets; but for FCOS's, those of bottlenecks are narrowed to WIDTH_PER_GROUP
+  16 and RES2_OUT_CHANNELS 128. *x50*: ResNeXt-50 32x8d. *regnet*, *regnet_small*: RegNetX-800MF and -200MF.
+- *faster*, *mask*: Faster and Mask R-CNN with an FPN. FCOS and the RegNets are described by LazyConfigs.
+- *mgd* compares res3 .. res5, *imitation* and *channel_mlp* p3 .. p5, *lsh* and *logits* the heads, unless
+  taps follow; `a=b` is the student's a against the teacher's b. *inherit*: `DISTILL.INHERIT`.
+- *all*: {all}.
+- *seconds*: of four processes, start-up included; the machine may have had other work.
+
+| teacher | student | methods | seconds | result |
+|---|---|---|---|---|
+{rows}
+"""
+
+
+def document(command: Sequence[str], rows: Sequence[tuple[Pair, float, str]], steps: int) -> str:
+    """The results as Markdown."""
+    cells = [
+        (
+            pair.teacher,
+            pair.student,
+            pair.methods,
+            f"{seconds:.0f}",
+            f"FAILED: {failure}" if failure else "ok",
+        )
+        for pair, seconds, failure in rows
+    ]
+    return DOCUMENT.format(
+        command=shlex.join(command),
+        steps=steps,
+        more=MORE_STEPS,
+        python=platform.python_version(),
+        torch=torch.__version__,
+        detectron2=detectron2_version,
+        system=platform.system(),
+        machine=platform.machine(),
+        cores=os.cpu_count(),
+        works=sum(not failure for *_, failure in rows),
+        count=len(rows),
+        all=ALL,
+        rows="\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in cells),
+    )
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
