@@ -33,7 +33,7 @@ def add_mgd_config(cfg: CfgNode) -> None:
     cfg.DISTILL.ENABLED = True
     # The student's own meta-architecture; every MODEL.* key describes the student. Or the path or model-zoo
     # name of a LazyConfig (.py) whose `model` is the student, such as "configs/models/fcos_r18.py"; MODEL.*
-    # is then left aside, but for MODEL.WEIGHTS and MODEL.DEVICE.
+    # is then left aside, but for WEIGHTS, DEVICE, and MASK_ON, by which Detectron2 loads masks.
     cfg.DISTILL.STUDENT_ARCHITECTURE = "RetinaNet"
     # Overrides of such a LazyConfig, for example ["model.num_classes=6"].
     cfg.DISTILL.STUDENT_OPTS = []

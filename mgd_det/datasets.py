@@ -85,6 +85,7 @@ def check_datasets(cfg: CfgNode, *, training: bool, model: CfgNode | None = None
             in_data = len(content["categories"])
             if key == "DATASETS.TRAIN":
                 _check_boxes(name, metadata.json_file, content)
+                _check_masks(cfg, name, metadata.json_file, content)
         else:  # a set of millions of boxes is not read twice; its classes are known where it says so
             in_data = len(metadata.get("thing_classes") or ())
         _check_class_count(model or cfg, key, name, in_data)
@@ -139,6 +140,21 @@ def _check_boxes(name: str, path: str, content: dict[str, Any]) -> None:
             name,
             f"{path} holds no boxes to train on",
             "Give a file whose annotations have a bbox and are not all crowds.",
+        )
+
+
+def _check_masks(cfg: CfgNode, name: str, path: str, content: dict[str, Any]) -> None:
+    """That masks are read in the format in which the file has them."""
+    if not cfg.MODEL.MASK_ON or cfg.INPUT.MASK_FORMAT != "polygon":
+        return
+    if any(
+        isinstance(a.get("segmentation"), dict) and not a.get("iscrowd", 0) for a in content["annotations"]
+    ):
+        raise ConfigError(
+            "INPUT.MASK_FORMAT",
+            cfg.INPUT.MASK_FORMAT,
+            f"{path} of {name!r} has masks as run lengths, which Detectron2 cannot turn into polygons",
+            'Set it to "bitmask".',
         )
 
 

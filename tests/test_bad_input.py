@@ -339,6 +339,14 @@ def interrupted(demo_data, teacher_run, tmp_path_factory):
     return folder
 
 
+def test_masks_as_run_lengths_where_polygons_are_asked_for(mgd_cfg, refused):
+    """Some of the demonstration's are."""
+    mgd_cfg.MODEL.MASK_ON = True
+    error = refused(mgd_cfg)
+    assert "INPUT.MASK_FORMAT = 'polygon'" in error
+    assert 'Set it to "bitmask"' in error
+
+
 @pytest.mark.parametrize("case", RESUMED)
 def test_resuming_as_something_else(case, interrupted, mgd_cfg, refused):
     opts, part = RESUMED[case]

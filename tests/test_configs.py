@@ -31,19 +31,11 @@ R18 = {
     "MODEL.RESNETS.STRIDE_IN_1X1": False,
     "INPUT.FORMAT": "RGB",
 }
-ROUNDED = [
-    [32, 40.32, 50.80],
-    [64, 80.63, 101.59],
-    [128, 161.27, 203.19],
-    [256, 322.54, 406.37],
-    [512, 645.08, 812.75],
-]
-RETINANET_R18 = {**R18, "MODEL.ANCHOR_GENERATOR.SIZES": ROUNDED}
 # Of each student the config of Detectron2's that it is made after, and all that it changes there, beside
 # OUTPUT_DIR.
 REFERENCES = {
-    "retinanet_r18": ("COCO-Detection/retinanet_R_50_FPN_1x.yaml", RETINANET_R18),
-    "retinanet_r18_mgd": ("COCO-Detection/retinanet_R_50_FPN_1x.yaml", RETINANET_R18),
+    "retinanet_r18": ("COCO-Detection/retinanet_R_50_FPN_1x.yaml", R18),
+    "retinanet_r18_mgd": ("COCO-Detection/retinanet_R_50_FPN_1x.yaml", R18),
     "retinanet_r50_mgd": ("COCO-Detection/retinanet_R_50_FPN_1x.yaml", {}),
     "faster_rcnn_r18_mgd": ("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml", R18),
     "mask_rcnn_r18_mgd": ("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml", R18),
