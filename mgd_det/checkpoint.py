@@ -216,9 +216,13 @@ def trainer_state(cfg: CfgNode, *, resume: bool) -> dict[str, Any]:
             "Write the name of a checkpoint that is into it, or start anew without --resume.",
         )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True).get("trainer", {})
+        plain = not cfg.DISTILL.UNSAFE_LOADING
+        return torch.load(path, map_location="cpu", weights_only=plain).get("trainer", {})
     except (RuntimeError, EOFError, pickle.UnpicklingError, AttributeError) as error:
-        remedy = "Name an earlier checkpoint in OUTPUT_DIR/last_checkpoint."
+        remedy = (
+            "Name an earlier checkpoint in OUTPUT_DIR/last_checkpoint; or, if it holds Python objects of a "
+            "hook of yours, set DISTILL.UNSAFE_LOADING True."
+        )
         raise ConfigError("--resume", path, f"cannot be read ({type(error).__name__})", remedy) from error
 
 

@@ -49,8 +49,8 @@ def add_mgd_config(cfg: CfgNode) -> None:
     # Where the state of the run that is resumed does not fit the methods, taps or channels of this one:
     # False ends in an error, True starts the matching and adapters of that method afresh.
     cfg.DISTILL.RESUME_FRESH = False
-    # Every so many iterations, log for every distillation loss how large its gradient at its tap is beside
-    # that of the task's losses there (the ratio of their norms); 0: never.
+    # Every so many iterations, log for every distillation loss at a tap in the backbone how large its
+    # gradient there is beside the task's (the ratio of their norms, of one process's share); 0: never.
     cfg.DISTILL.GRADIENT_PERIOD = 200
 
     # True loads weight files that hold arbitrary Python objects, which can run any code.
@@ -90,8 +90,8 @@ def add_mgd_config(cfg: CfgNode) -> None:
     # Loss weight, one for all taps or one for each. The loss is a mean over all unpadded elements, so
     # a weight means the same at any batch size, image size and number of GPUs.
     cfg.DISTILL.MGD.WEIGHTS = [0.05]
-    # "mean", as said, or "reference": the sum over all elements, padding included, divided by the
-    # reference implementation's constants for res2 .. res5 and by the global batch size.
+    # "mean", as said, or "reference": the sum over all elements, padding included, divided by the reference
+    # implementation's constants for res2 .. res5 and by the global batch size; its WEIGHTS are [1.0].
     cfg.DISTILL.MGD.REDUCTION = "mean"
     # How the teacher channels of a group become one target: "absolute_max" ("amp", the paper's choice
     # for detection), "sparse" ("sm"), "random_drop" ("rd"), "simple_max" ("sp").

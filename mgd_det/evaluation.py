@@ -98,6 +98,7 @@ def require_teacher_ap(cfg: CfgNode) -> None:
     if not node.MIN_AP:
         return
     teacher_cfg = teacher_test_config(cfg)
+    teacher = TeacherSpec.from_config(cfg).load(torch.device(cfg.MODEL.DEVICE))
     for name in cfg.DATASETS.TEST:
         images = get_detection_dataset_dicts(name, filter_empty=False)[: node.CHECK_IMAGES]
         with isolated_rng():
@@ -106,7 +107,6 @@ def require_teacher_ap(cfg: CfgNode) -> None:
                 mapper=DatasetMapper(teacher_cfg, False),
                 num_workers=cfg.DATALOADER.NUM_WORKERS,
             )
-            teacher = TeacherSpec.from_config(cfg).load(torch.device(cfg.MODEL.DEVICE))
             evaluator = _EvaluatorOfSome(name, [image["image_id"] for image in images])
             results = inference_on_dataset(teacher.model, loader, evaluator)
         # Known to the first process; all have to stop, or none.

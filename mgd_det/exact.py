@@ -63,6 +63,13 @@ def check_sampler(cfg: CfgNode) -> None:
         )
 
 
+def check_seed(cfg: CfgNode) -> None:
+    """Refuse, with a ConfigError, a run without a seed; see :func:`resolve_seed`."""
+    if cfg.SEED < 0:
+        problem = "DISTILL.EXACT_RESUME draws everything from the seed"
+        raise ConfigError("SEED", cfg.SEED, problem, "Set one; tools/train_net.py draws one by itself.")
+
+
 class SampleOrder(Sampler):
     """Batches of (position, index) without end: the same shuffle of the data, epoch after epoch.
 

@@ -43,8 +43,7 @@ def look_at_first_batch(
     if difference > GREY_LEVELS:
         logger.warning(
             "student and teacher see different images: with channel order and normalisation undone, their "
-            "pixels differ by %.1f of 255 on average. Compare preprocess_image, MODEL.PIXEL_MEAN and "
-            "MODEL.PIXEL_STD of both",
+            "pixels differ by %.1f of 255 on average. Compare what their preprocess_image does to images",
             difference,
         )
     for tap, features in pair().items():
@@ -124,7 +123,9 @@ def added_cost(pair: Callable[[], Features], methods: nn.Module, teacher: nn.Mod
             features = {tap: _detached(item) for tap, item in pair().items()}
             with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
                 losses = [loss for method in methods.children() for loss in method(features).values()]
-            torch.stack(losses).sum().backward()
+            total = torch.stack(losses).sum()
+            if total.requires_grad:  # not where the caller has switched gradients off
+                total.backward()
             seconds.append(_now() - start)
             del features, losses  # a step holds them once
             if len(seconds) == 1:

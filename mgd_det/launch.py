@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from datetime import timedelta
 from typing import Any, Callable
 
@@ -10,6 +11,7 @@ import torch
 import torch.distributed as dist
 from detectron2.engine import launch as launch_gpus
 from detectron2.utils import comm
+from torch.multiprocessing import ProcessExitedException
 from torch.nn.parallel import DistributedDataParallel
 
 from .errors import ConfigError
@@ -40,11 +42,13 @@ def check_launch(args: Any) -> None:
             "Start CPU processes on several machines with torchrun.",
         )
     available = torch.cuda.device_count()
-    if args.num_gpus > available:
+    # Under torchrun every process of this machine takes a GPU of its own.
+    wanted = int(os.environ["LOCAL_WORLD_SIZE"]) if _under_torchrun() and args.num_gpus else args.num_gpus
+    if wanted > available:
         raise ConfigError(
             "--num-gpus",
             args.num_gpus,
-            f"{available} CUDA devices are visible",
+            f"{wanted} processes want one each, and {available} CUDA devices are visible",
             "Ask for as many as there are; 0 runs on the CPU, and torchrun several CPU processes.",
         )
 
@@ -64,14 +68,17 @@ def launch(job: Callable[[Any], Any], args: Any) -> None:
     elif world_size(args) == 1:
         job(args)
     else:
-        launch_gpus(
-            job,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
+        try:
+            launch_gpus(
+                job,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args,),
+            )
+        except ProcessExitedException as error:  # which has said why
+            sys.exit(error.exit_code)
 
 
 def unwrapped(model: Any) -> Any:

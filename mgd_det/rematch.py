@@ -173,7 +173,10 @@ class RematchHook(HookBase):
 
     def _solve(self, solve: Callable[[], list[MatchReport]]) -> None:
         start = time.perf_counter()
-        reports = solve()
+        try:
+            reports = solve()
+        except FloatingPointError as error:
+            raise FloatingPointError(f"before iteration {self.trainer.iter}: {error}") from error
         seconds = time.perf_counter() - start
         for report in reports:
             logger.info(

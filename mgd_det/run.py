@@ -6,6 +6,8 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -52,9 +54,21 @@ def main(args: Any) -> None:
     Bad input ends this process with one line and exit code 2, before anything is written; losses or
     features that are not finite with one line and exit code 1.
     """
-    try:
+    with _one_line_errors():
         check(args)
-        launch(run, args)
+    launch(_run_process, args)
+
+
+def _run_process(args: Any) -> None:
+    with _one_line_errors():
+        run(args)
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """End this process with a line instead of a traceback where that says all there is to say."""
+    try:
+        yield
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
@@ -99,6 +113,23 @@ def check_output(cfg: CfgNode) -> None:
         raise ConfigError("OUTPUT_DIR", cfg.OUTPUT_DIR, "is a file", "Name a folder, new or of this run.")
 
 
+def check_shared_output(cfg: CfgNode, *, resume: bool) -> int:
+    """The iteration of the checkpoint that the run goes on from, -1 where there is none.
+
+    Raises:
+        ConfigError: the processes do not all see the same one; in every process.
+    """
+    iterations = comm.all_gather(trainer_state(cfg, resume=resume).get("iteration", -1))
+    if len(set(iterations)) > 1:
+        raise ConfigError(
+            "OUTPUT_DIR",
+            cfg.OUTPUT_DIR,
+            f"its last checkpoint is of iteration {sorted(set(iterations))}, depending on the machine",
+            "Name a folder that all machines share.",
+        )
+    return iterations[0]
+
+
 def run(args: Any) -> None:
     """One process of a run."""
     cfg = read_config(args)
@@ -111,7 +142,7 @@ def run(args: Any) -> None:
     elif args.eval_only:
         evaluate_student(cfg, resume=args.resume)
     else:
-        if is_distiller(cfg) and not trainer_state(cfg, resume=args.resume):
+        if check_shared_output(cfg, resume=args.resume) < 0 and is_distiller(cfg):
             require_teacher_ap(cfg)
         save_student_config(cfg)
         trainer = Trainer(cfg)

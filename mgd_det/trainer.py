@@ -17,7 +17,7 @@ from torch import nn
 from .checkpoint import ReportingCheckpointer
 from .config import DISTILLER
 from .errors import ConfigError
-from .exact import ExactLoader, ExactResumeHook
+from .exact import ExactLoader, ExactResumeHook, check_sampler, check_seed
 from .launch import unwrapped
 from .mixed_precision import DTYPES, MixedPrecisionTrainer
 from .optimizer import OPTIMIZERS, build_optimizer, carried_over, parameter_names
@@ -34,6 +34,10 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode) -> None:
         TrainerBase.__init__(self)
+        check_solver(cfg, comm.get_world_size())
+        if cfg.DISTILL.EXACT_RESUME:
+            check_sampler(cfg)
+            check_seed(cfg)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         # The same order as in DefaultTrainer: each of these draws from the global random streams.
         model = self.build_model(cfg)
@@ -100,10 +104,11 @@ class Trainer(DefaultTrainer):
             return
         names = parameter_names(unwrapped(self.model), self.optimizer)
         inner = state["_trainer"]
-        if state["parameters"] == names:
+        saved_names = state.get("parameters", names)  # not in those of Detectron2's main
+        if saved_names == names:
             self._trainer.load_state_dict(inner)
             return
-        optimizer = carried_over(inner["optimizer"], state["parameters"], self.optimizer, names)
+        optimizer = carried_over(inner["optimizer"], saved_names, self.optimizer, names)
         self._trainer.load_state_dict({**inner, "optimizer": optimizer})
         # The hook has taken over the other run's learning rates, one for each of its groups.
         self.scheduler.base_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]

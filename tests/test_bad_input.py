@@ -320,6 +320,8 @@ RESUMED = {
     "other taps": (["DISTILL.MGD.TAPS", ["res3"]], "DISTILL.MGD"),
     "another reducer": (["DISTILL.MGD.REDUCER", "sparse"], "DISTILL.MGD.REDUCER = 'sparse'"),
     "another norm": (["DISTILL.MGD.NORM", ""], "DISTILL.MGD"),
+    "another norm with the same parameters": (["DISTILL.MGD.NORM", "BN"], "DISTILL.MGD.NORM = 'BN'"),
+    "another method": (["DISTILL.METHODS", ["mgd", "logits"]], "DISTILL.METHODS = ['mgd', 'logits']"),
     "another teacher": (["DISTILL.TEACHER.OPTS", ["MODEL.RESNETS.RES2_OUT_CHANNELS", 64]], "matching to"),
     "no distillation": (["DISTILL.ENABLED", False], "DISTILL.ENABLED = False"),
     "another optimiser": (["SOLVER.OPTIMIZER", "SGD"], "SOLVER.OPTIMIZER = 'SGD'"),

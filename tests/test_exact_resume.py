@@ -80,7 +80,7 @@ def test_another_sampler_is_refused(student_cfg):
         check_sampler(student_cfg)
 
 
-@pytest.mark.parametrize("mode, kills", [("pass", 3), ("online", 2)])
+@pytest.mark.parametrize("mode, kills", [("pass", 3), ("online", 3)])
 def test_killed_and_resumed_equals_uninterrupted(mode, kills, demo_data, teacher_run, tmp_path):
     """The check that users run, in short; the seed that was drawn (SEED -1) goes to the other run by hand."""
     config = make_config(tmp_path, demo_data, teacher_run)
@@ -105,3 +105,11 @@ def test_a_run_killed_before_its_first_checkpoint_leaves_no_metrics_behind(resum
     trainer.resume_or_load(resume=resume)
     trainer.train()
     assert [json.loads(line)["iteration"] for line in metrics.read_text().splitlines()] == expected
+
+
+def test_a_trainer_of_ones_own_needs_a_seed(student_cfg):
+    register_datasets(student_cfg)
+    student_cfg.DISTILL.EXACT_RESUME = True
+    student_cfg.SEED = -1
+    with pytest.raises(ConfigError, match=r"SEED = -1.*Set one"):
+        Trainer(student_cfg)

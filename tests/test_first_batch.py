@@ -126,3 +126,11 @@ def test_looking_moves_no_state(detector, labelled):
     assert detector.distill_state()["mgd"]["_extra_state"]["step"] == state + 1
     assert torch.equal(torch.get_rng_state(), streams)
     assert all(p.grad is None for p in detector.parameters())
+
+
+def test_a_first_batch_without_gradients_is_no_error(mgd_cfg, labelled):
+    """Losses that have no parameters of their own then have no graph."""
+    mgd_cfg.DISTILL.METHODS = ["logits"]
+    detector = build_model(mgd_cfg)
+    with torch.no_grad(), EventStorage():
+        assert "loss_logits_cls" in detector(labelled)

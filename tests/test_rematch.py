@@ -6,6 +6,7 @@ import pytest
 import torch
 from detectron2.engine import DefaultTrainer
 from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
 
 from mgd_det import RematchHook, register_datasets
 from mgd_det.config import student_config
@@ -203,8 +204,6 @@ def test_losses_rise_fall_and_stop(mgd_cfg):
 
 
 def test_stopped_losses_reach_every_parameter_and_leave_the_teacher_alone(mgd_cfg, labelled):
-    from detectron2.utils.events import EventStorage
-
     model = build_model(mgd_cfg)
     model.loss_factor = 0.0
     with EventStorage():
@@ -221,6 +220,31 @@ def test_a_diverged_student_stops_with_the_tap_and_keeps_the_matching(mgd_cfg, i
     with pytest.raises(FloatingPointError, match=r"tap 'res3'.*NaN or infinite in all 2 images"):
         model.rematch([images])
     assert torch.equal(model.methods["mgd"]._matchings["res3"].groups, before)
+
+
+def test_bad_numbers_at_one_tap_leave_the_matchings_of_all(mgd_cfg, images):
+    model = build_model(mgd_cfg)
+    model.rematch([images])
+    before = {tap: m.groups.clone() for tap, m in model.methods["mgd"]._matchings.items()}
+    other = [{"image": 255 - x["image"]} for x in images]
+    model.student.backbone.bottom_up.res4[0].conv1.weight.data.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="tap 'res4'"):
+        model.rematch([other])
+    for tap, groups in before.items():
+        assert torch.equal(model.methods["mgd"]._matchings[tap].groups, groups)
+
+
+def test_a_matching_that_cannot_be_solved_names_the_iteration(mgd_cfg):
+    register_datasets(mgd_cfg)
+    mgd_cfg.DATASETS.TEST = ()
+    trainer = DefaultTrainer(mgd_cfg)
+    hook = RematchHook(mgd_cfg)
+    trainer.register_hooks([hook])
+    trainer.model.student.backbone.bottom_up.res4[0].conv1.weight.data.fill_(float("nan"))
+    trainer.iter = 7
+    diverged = pytest.raises(FloatingPointError, match=r"before iteration 7: .*tap 'res4'")
+    with EventStorage(7) as trainer.storage, diverged:
+        hook.before_step()
 
 
 @pytest.mark.parametrize(

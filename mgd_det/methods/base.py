@@ -15,6 +15,8 @@ from typing import Any, Callable, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
+from ..errors import RESUME_REMEDY, ConfigError
+
 HEAD = "head"  # the tap of the features before the classifier, wherever the detector has it
 PREDICTIONS = "predictions"  # the tap of what the detector's head predicts
 HEAD_TAPS = (HEAD, PREDICTIONS)
@@ -135,6 +137,24 @@ class Method(nn.Module):
     def losses(self) -> dict[str, LossInfo]:
         """The losses that `forward` returns, by name."""
         raise NotImplementedError
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What must survive a resume beside the parameters: tensors and plain values."""
+        return {"taps": list(self.taps)}
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Take up the state of an earlier run.
+
+        Raises:
+            ConfigError: that run's method had other taps.
+        """
+        if list(state["taps"]) != list(self.taps):
+            raise ConfigError(
+                "DISTILL.METHODS",
+                list(self.taps),
+                f"the checkpoint is of the taps {state['taps']}",
+                RESUME_REMEDY,
+            )
 
     def observe(self, features: Features) -> None:
         """Gather statistics for the matching from the features of one batch."""

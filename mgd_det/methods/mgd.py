@@ -106,6 +106,7 @@ class MGD(Method):
             "MARGIN": margin,
             "SPREAD": spread,
             "ASSIGNMENT": assignment,
+            "NORM": norm,
         }
 
     @classmethod
@@ -188,13 +189,16 @@ class MGD(Method):
                 self._statistics[tap] = observed[tap]
 
     def solve(self) -> list[MatchReport]:
-        return [self._solve_tap(tap, self._statistics[tap]) for tap in self.taps]
+        solved = {tap: self._solve_tap(tap, self._statistics[tap]) for tap in self.taps}
+        # All taps or none: bad numbers at one leave the others' matching, too.
+        self._matchings.update({tap: matching for tap, (matching, _) in solved.items()})
+        return [report for _, report in solved.values()]
 
-    def _solve_tap(self, tap: str, statistics: MatchingStatistics) -> MatchReport:
+    def _solve_tap(self, tap: str, statistics: MatchingStatistics) -> tuple[Matching, MatchReport]:
         if not statistics.images.item() > 0:
             raise FloatingPointError(
                 f"the features at tap {tap!r} were NaN or infinite in all {int(statistics.skipped.item())} "
-                "images of the matching pass: the student has diverged, or the teacher is broken"
+                "images that the matching is solved from: the student has diverged, or the teacher is broken"
             )
         cost = statistics.cost().cpu()
         # A control is the optimum of a cost that knows nothing of the features.
@@ -213,8 +217,7 @@ class MGD(Method):
         pooled = self.reducer.margin(margin.cpu(), groups, **random)
         num_teacher = cost.shape[1]
         before = self._matchings.get(tap)
-        self._matchings[tap] = Matching(groups, pooled, num_teacher)
-        return MatchReport(
+        return Matching(groups, pooled, num_teacher), MatchReport(
             name=f"mgd_{tap}",
             cost=assignment_cost(cost, groups),
             changed=1.0 if before is None else changed_share(before.groups, groups, num_teacher),
