@@ -6,10 +6,14 @@ Heo et al. (ICCV 2019), eq. 3. The student's norm layer is applied by the caller
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from .reducers import absolute_max
+from .kernels import pooled_difference
+from .matching import check_positions, group_members
 
 
 def partial_l2(
@@ -33,8 +37,7 @@ def partial_l2(
     Raises:
         ValueError: unknown reduction, or student and target differ in shape.
     """
-    if reduction not in ("sum", "mean"):
-        raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
+    _check_reduction(reduction)
     if student.shape != target.shape:
         raise ValueError(
             f"student {tuple(student.shape)} and target {tuple(target.shape)} must have one shape"
@@ -50,10 +53,7 @@ def partial_l2(
     # `where` rather than a product, so that infinities at inactive positions do not become NaN.
     difference = torch.where(active, student - target, torch.zeros((), dtype=dtype, device=student.device))
     total = difference.square().sum()
-    if reduction == "sum":
-        return total
-    positions = student.shape[0] * student.shape[2] * student.shape[3] if mask is None else mask.sum()
-    return total / (positions * student.shape[1])
+    return total if reduction == "sum" else total / _count(student, mask)
 
 
 def pooled_partial_l2(
@@ -64,7 +64,10 @@ def pooled_partial_l2(
     reduction: str,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """:func:`reducers.absolute_max` of the teacher, then :func:`partial_l2`; what training uses.
+    """:func:`reducers.absolute_max` of the teacher and :func:`partial_l2` in one; what training uses.
+
+    Reads every value once, where `kernels` has the means, and keeps one tensor of the student's size for the
+    backward pass. Differentiable once.
 
     Args:
         student: (N, Cs, H, W).
@@ -75,5 +78,51 @@ def pooled_partial_l2(
 
     Returns:
         Scalar, equal to the two in sequence.
+
+    Raises:
+        ValueError: as :func:`partial_l2`; or the sizes of the arguments do not fit each other.
     """
-    return partial_l2(student, absolute_max(teacher, groups), margin, reduction, mask)
+    _check_reduction(reduction)
+    check_positions(student, teacher)
+    channels, height, width = student.shape[1:]
+    if len(groups) != channels or margin.shape != (channels,):
+        raise ValueError(
+            f"{channels} student channels need as many groups and margins, "
+            f"got {len(groups)} and {tuple(margin.shape)}"
+        )
+    student = student.to(torch.promote_types(student.dtype, torch.float32))
+    if mask is not None:
+        mask = mask.reshape(len(mask), 1, height, width)
+    members = group_members(groups)
+    total = _PooledPartialL2.apply(student, teacher.detach(), members, margin.to(student.dtype), mask)
+    return total if reduction == "sum" else total / _count(student, mask)
+
+
+class _PooledPartialL2(torch.autograd.Function):
+    """The sum; its gradient is twice the distance, which is all that is kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, student: Tensor, teacher: Tensor, members: Tensor, margin: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        keep = ctx.needs_input_grad[0]
+        total, difference = pooled_difference(student, teacher, members, margin, mask, keep)
+        if keep:
+            ctx.save_for_backward(difference)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (difference,) = ctx.saved_tensors
+        return difference * (2 * gradient), None, None, None, None
+
+
+def _check_reduction(reduction: str) -> None:
+    if reduction not in ("sum", "mean"):
+        raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
+
+
+def _count(student: Tensor, mask: Tensor | None) -> Tensor | int:
+    """Elements at the positions that count."""
+    return student.numel() if mask is None else mask.sum() * student.shape[1]

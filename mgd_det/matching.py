@@ -15,18 +15,37 @@ from torch import Tensor
 PAD = -1  # fills the end of a group that is shorter than the longest; reducers ignore it
 
 
-def _unit_channels(features: Tensor, mask: Tensor | None) -> Tensor:
-    """(N, C, H, W) -> (N, C, H * W), every channel scaled to L2 norm 1 (a zero channel stays zero)."""
+def flat_channels(features: Tensor, mask: Tensor | None) -> Tensor:
+    """(N, C, H, W) -> (N, C, H * W) in float32 or wider, 0 at the padding."""
     # Half precision cannot hold the sum of squares of a large map; float64 stays as it is.
     flat = features.detach().to(torch.promote_types(features.dtype, torch.float32)).flatten(2)
-    if mask is not None:
-        # Filled rather than multiplied: padding may hold anything, infinity too.
-        flat = flat.masked_fill(~mask.reshape(len(flat), 1, -1), 0)
-    return torch.nn.functional.normalize(flat, dim=2)
+    # Filled rather than multiplied: padding may hold anything, infinity too.
+    return flat if mask is None else flat.masked_fill(~mask.reshape(len(flat), 1, -1), 0)
 
 
-def channel_similarity(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Cosine similarity of every student channel to every teacher channel, summed over images.
+def image_similarity(student: Tensor, teacher: Tensor) -> Tensor:
+    """Cosine similarity of every student channel to every teacher channel, in each image.
+
+    Args:
+        student: (N, Cs, P), from :func:`flat_channels`.
+        teacher: (N, Ct, P).
+
+    Returns:
+        (N, Cs, Ct); 0 for a channel that is zero throughout, NaN for one that holds a NaN or infinity.
+    """
+    dtype = torch.promote_types(student.dtype, teacher.dtype)
+    student, teacher = student.to(dtype), teacher.to(dtype)
+    with torch.autocast(student.device.type, enabled=False):
+        # The products are scaled, not the features, of which that would make copies.
+        products = torch.bmm(student, teacher.transpose(1, 2))
+        lengths = (torch.linalg.vector_norm(x, dim=2).clamp_min(1e-12) for x in (student, teacher))
+        return products / next(lengths)[:, :, None] / next(lengths)[:, None, :]
+
+
+def channel_cost(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Matching cost: squared L2 distance of unit-length channels, averaged over images.
+
+    `D[i, j] = mean over n of (2 - 2 <s_ni, t_nj>)`, MGD eq. 3. Not mean-centred.
 
     Args:
         student: (N, Cs, H, W), any float dtype. Raw features, before the student-side norm.
@@ -34,32 +53,24 @@ def channel_similarity(student: Tensor, teacher: Tensor, mask: Tensor | None = N
         mask: (N, H, W) or (N, 1, H, W), True at the unpadded positions; None for all.
 
     Returns:
-        (Cs, Ct), float32 or wider. A channel that is zero throughout has similarity 0.
+        (Cs, Ct) in [0, 4] up to rounding, float32 or wider; 0 for parallel channels, 2 for orthogonal ones
+        and for a channel that is zero throughout.
 
     Raises:
         ValueError: N, H or W of the two differ.
     """
+    check_positions(student, teacher)
+    similarity = image_similarity(flat_channels(student, mask), flat_channels(teacher, mask))
+    return 2 - 2 * similarity.mean(0)
+
+
+def check_positions(student: Tensor, teacher: Tensor) -> None:
+    """Raise a ValueError unless two (N, C, H, W) agree in all but C."""
     if student.shape[0] != teacher.shape[0] or student.shape[2:] != teacher.shape[2:]:
         raise ValueError(
             "student and teacher features must agree in N, H, W; "
             f"got {tuple(student.shape)} and {tuple(teacher.shape)}"
         )
-    with torch.autocast(student.device.type, enabled=False):
-        s, t = _unit_channels(student, mask), _unit_channels(teacher, mask)
-        dtype = torch.promote_types(s.dtype, t.dtype)
-        return torch.einsum("nsp,ntp->st", s.to(dtype), t.to(dtype))
-
-
-def channel_cost(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Matching cost: squared L2 distance of unit-length channels, averaged over images.
-
-    `D[i, j] = mean over n of (2 - 2 <s_ni, t_nj>)`, MGD eq. 3. Not mean-centred. Arguments and
-    errors as :func:`channel_similarity`.
-
-    Returns:
-        (Cs, Ct) in [0, 4] up to rounding, float32 or wider; 0 for parallel channels, 2 for orthogonal ones.
-    """
-    return 2 - 2 * channel_similarity(student, teacher, mask) / len(student)
 
 
 def _as_matrix(cost: Tensor) -> np.ndarray:
@@ -75,9 +86,10 @@ def _solve(matrix: np.ndarray, group_size: int) -> Tensor:
     """The cheapest assignment of `group_size` different teacher channels to every student channel."""
     cs, ct = matrix.shape
     sharers = -(-cs // ct)  # students that may share one teacher channel: 1 unless Cs > Ct
-    _rows, columns = linear_sum_assignment(np.tile(matrix, (group_size, sharers)))
-    # scipy returns rows in order: row r is copy r // Cs of student channel r % Cs.
-    groups = (columns % ct).reshape(group_size, cs).T
+    # Teachers as rows: where the matrix is square, scipy needs about two thirds of the time for it.
+    rows, columns = linear_sum_assignment(np.tile(matrix.T, (sharers, group_size)))
+    # Column c is copy c // Cs of student channel c % Cs; each is taken once.
+    groups = (rows % ct)[np.argsort(columns)].reshape(group_size, cs).T
     return torch.from_numpy(np.sort(groups, axis=1).astype(np.int64))
 
 

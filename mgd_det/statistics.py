@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .margins import empirical_margin
-from .matching import channel_similarity
+from .matching import check_positions, flat_channels, image_similarity
 
 
 class MatchingStatistics:
@@ -38,16 +38,22 @@ class MatchingStatistics:
     @torch.no_grad()
     def add(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> None:
         """Add a batch: (N, Cs, H, W), (N, Ct, H, W), mask (N, 1, H, W) or None."""
-        sound = _finite_images(student, mask) & _finite_images(teacher, mask)
-        # A zero image adds nothing to any sum, and needs no look at values on the host.
-        student, teacher = (x.masked_fill(~sound[:, None, None, None], 0) for x in (student, teacher))
-        self.similarity += channel_similarity(student, teacher, mask)
+        check_positions(student, teacher)
+        student, teacher = flat_channels(student, mask), flat_channels(teacher, mask)
+        similarity = image_similarity(student, teacher)
+        # Told by the products, which any bad value spoils; nothing is looked at on the host.
+        sound = similarity.isfinite().flatten(1).all(1)
         self.images += sound.sum()
         self.skipped += (~sound).sum()
-        negative = teacher < 0 if mask is None else (teacher < 0) & mask
-        values = torch.where(negative, teacher, torch.zeros_like(teacher))
-        self.negative_sum += values.sum((0, 2, 3), dtype=torch.float64)
-        self.negative_count += negative.sum((0, 2, 3))
+
+        def total(values: Tensor) -> Tensor:
+            """Over the sound images."""
+            shape = (-1,) + (1,) * (values.dim() - 1)
+            return values.double().masked_fill(~sound.reshape(shape), 0).sum(0)
+
+        self.similarity += total(similarity)
+        self.negative_sum += total(teacher.clamp_max(0).sum(2))
+        self.negative_count += total((teacher < 0).sum(2))
 
     @property
     def sums(self) -> dict[str, Tensor]:
@@ -80,11 +86,3 @@ class MatchingStatistics:
     def margin(self) -> Tensor:
         """(Ct,) empirical margins of the images seen."""
         return empirical_margin(self.negative_sum, self.negative_count)
-
-
-def _finite_images(features: Tensor, mask: Tensor | None) -> Tensor:
-    """(N,) bool: whether an image's features are finite at all unpadded positions."""
-    finite = features.isfinite()
-    if mask is not None:
-        finite = finite | ~mask
-    return finite.flatten(1).all(1)

@@ -413,5 +413,5 @@ class TestPooledPartialL2:
             pooled_partial_l2(row([1.0]), row([1.0]), torch.tensor([[0]]), MARGIN, "max")
 
     def test_refuses_more_groups_than_student_channels(self) -> None:
-        with pytest.raises(ValueError, match="must have one shape"):
+        with pytest.raises(ValueError, match="need as many groups"):
             pooled_partial_l2(row([1.0]), row([1.0]), torch.tensor([[0], [0]]), torch.zeros(2), "sum")

@@ -156,7 +156,7 @@ def test_online_takes_the_features_of_training_steps_and_no_others(mgd_cfg):
 
 
 def test_online_statistics_are_those_of_the_features_seen(mgd_cfg, images):
-    from mgd_det.matching import channel_similarity
+    from mgd_det.matching import channel_cost
     from mgd_det.methods import TapFeatures, TapInfo
 
     model = build_model(mgd_cfg)
@@ -179,7 +179,8 @@ def test_online_statistics_are_those_of_the_features_seen(mgd_cfg, images):
     for features in (first, second):
         mgd.observe(features)
         mgd.absorb(lambda tensor: None, decay=0.25)
-    old, new = (channel_similarity(b["res3"].student, b["res3"].teacher) for b in (first, second))
+    # Of two images, whose mean cost is 2 - 2 * similarity / 2.
+    old, new = (2 - channel_cost(b["res3"].student, b["res3"].teacher) for b in (first, second))
     similarity = mgd._statistics["res3"].similarity
     assert torch.allclose(similarity, (0.25 * old + new).double(), atol=1e-6)
     assert [r.images for r in mgd.solve()] == [2, 2, 2]  # 0.25 * 2 + 2 = 2.5, rounded to even
