@@ -73,6 +73,10 @@ def add_mgd_config(cfg: CfgNode) -> None:
     cfg.DISTILL.TEACHER.WEIGHTS = ""
     # Overrides for the teacher's config alone: ["KEY", value, ...]; of a LazyConfig ["key=value", ...].
     cfg.DISTILL.TEACHER.OPTS = []
+    # What it computes in, under autocast: "float32", "float16", "bfloat16"; empty: as the training does.
+    cfg.DISTILL.TEACHER.DTYPE = ""
+    # True keeps its weights and features in channels_last order, in which some devices convolve sooner.
+    cfg.DISTILL.TEACHER.CHANNELS_LAST = False
     # True accepts a weight file that lacks some of the teacher's tensors.
     cfg.DISTILL.TEACHER.ALLOW_PARTIAL_WEIGHTS = False
     # Box AP, 0 to 100, that the teacher must reach before a new run begins; 0: no such check.

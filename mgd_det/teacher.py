@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Callable
 
@@ -18,11 +19,13 @@ from .config import load_config, student_config
 from .errors import ConfigError, explained
 from .heads import find_head
 from .lazy import build_lazy, image_format, is_lazy, lazy_student, load_lazy
+from .mixed_precision import DTYPES
 from .rng import isolated_rng
 from .taps import capture, split
 
 CONFIG_KEY, WEIGHTS_KEY = "DISTILL.TEACHER.CONFIG_FILE", "DISTILL.TEACHER.WEIGHTS"
 OPTS_KEY = "DISTILL.TEACHER.OPTS"
+TEACHER_DTYPES = {"": None, "float32": torch.float32, **DTYPES}
 
 
 def _is_zoo_name(name: str) -> bool:
@@ -42,6 +45,13 @@ class TeacherSpec:
     opts: Sequence[Any] = ()
     allow_partial_weights: bool = False
     trusted: bool = False
+    dtype: str = ""
+    channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in TEACHER_DTYPES:
+            remedy = f"Choose among {list(TEACHER_DTYPES)}."
+            raise ConfigError("DISTILL.TEACHER.DTYPE", self.dtype, "unknown", remedy)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> TeacherSpec:
@@ -52,6 +62,8 @@ class TeacherSpec:
             tuple(node.OPTS),
             node.ALLOW_PARTIAL_WEIGHTS,
             cfg.DISTILL.UNSAFE_LOADING,
+            node.DTYPE,
+            node.CHANNELS_LAST,
         )
 
     def config(self) -> CfgNode:
@@ -139,12 +151,16 @@ class TeacherSpec:
         if source is not None:
             lazy = load_lazy(*source, CONFIG_KEY, OPTS_KEY)
             with isolated_rng():
-                return Teacher(build_lazy(lazy, CONFIG_KEY, source[0]).to(device), image_format(lazy))
+                model, input_format = build_lazy(lazy, CONFIG_KEY, source[0]).to(device), image_format(lazy)
+            return self._wrapped(model, input_format)
         cfg = self.config()
         cfg.MODEL.DEVICE = str(device)
         with isolated_rng(), explained(CONFIG_KEY, self.config_file):
             model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg).to(device)
-        return Teacher(model, cfg.INPUT.FORMAT)
+        return self._wrapped(model, cfg.INPUT.FORMAT)
+
+    def _wrapped(self, model: nn.Module, input_format: str) -> Teacher:
+        return Teacher(model, input_format, TEACHER_DTYPES[self.dtype], self.channels_last)
 
 
 class Teacher:
@@ -156,11 +172,22 @@ class Teacher:
     Args:
         model: a Detectron2 detector with `backbone` and `preprocess_image`.
         input_format: channel order that it expects, `INPUT.FORMAT` of its config.
+        dtype: of its own autocast, float32 for none; None leaves it to the training's.
+        channels_last: memory order of its weights and features.
     """
 
-    def __init__(self, model: nn.Module, input_format: str) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        input_format: str,
+        dtype: torch.dtype | None = None,
+        channels_last: bool = False,
+    ) -> None:
         self.model: Any = model.eval().requires_grad_(False)
         self.input_format = input_format
+        self.dtype = dtype
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.model.to(memory_format=self.memory_format)
 
     def __reduce__(self) -> Any:  # copied and pickled as None
         return type(None), ()
@@ -191,10 +218,16 @@ class Teacher:
             name -> (N, Ct, H, W), at the teacher's own normalisation and padding; of taps in the head what
             `heads.py` says.
         """
-        pixels = self.pixels(images, image_format)
+        pixels = self.pixels(images, image_format).contiguous(memory_format=self.memory_format)
         names, head_names = split(names)
-        with capture(self.model.backbone, names, stop=not head_names) as features:
-            outputs = self.model.backbone(pixels)
-        if head_names:
-            features.update(find_head(self.model).run(outputs, head_names, student))
+        with self._autocast(pixels.device.type):
+            with capture(self.model.backbone, names, stop=not head_names) as features:
+                outputs = self.model.backbone(pixels)
+            if head_names:
+                features.update(find_head(self.model).run(outputs, head_names, student))
         return features
+
+    def _autocast(self, device: str) -> AbstractContextManager[Any]:
+        if self.dtype is None:
+            return nullcontext()
+        return torch.autocast(device, dtype=self.dtype, enabled=self.dtype is not torch.float32)

@@ -61,6 +61,10 @@ CASES = {
         [TEACHER_WEIGHTS, ""],
         [TEACHER_WEIGHTS, "names no trained weights", "model_final.pth"],
     ),
+    "an unknown precision of the teacher": (
+        ["DISTILL.TEACHER.DTYPE", "half"],
+        ["DISTILL.TEACHER.DTYPE", "'half'", "float16"],
+    ),
     "teacher overrides of unknown keys": (
         ["DISTILL.TEACHER.OPTS", ["MODEL.NONSENSE", 1]],
         ["DISTILL.TEACHER.OPTS", "MODEL.NONSENSE"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,10 @@ from mgd_det.reducers import absolute_max
 ROOT = Path(__file__).resolve().parent.parent
 PROPERTY = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 CPU = {"eager": eager, "native": native}
+needs_compiler = pytest.mark.skipif(
+    shutil.which(os.environ.get("CC", "cc").split()[0]) is None, reason="there is no C compiler here (cc)"
+)
+on_cpu = pytest.mark.parametrize("name", ["eager", pytest.param("native", marks=needs_compiler)])
 TYPES = [
     (torch.float32, torch.float32),
     (torch.float32, torch.bfloat16),
@@ -48,7 +53,7 @@ def both_close(found: tuple[Tensor, Tensor | None], wanted: tuple[Tensor, Tensor
         torch.testing.assert_close(one, other, rtol=tolerance, atol=0)
 
 
-@pytest.mark.parametrize("name", sorted(CPU))
+@on_cpu
 @pytest.mark.parametrize("types", TYPES, ids=str)
 @pytest.mark.parametrize("masked", [False, True])
 # 1 x 1; wider than a block of the C file; a plane over several blocks; more than a block of channels, too
@@ -74,7 +79,7 @@ def test_gives_what_the_method_defines(
             both_close((total, None), wanted[:1])
 
 
-@pytest.mark.parametrize("name", sorted(CPU))
+@on_cpu
 @PROPERTY
 @given(st.data())
 def test_takes_any_strides(name: str, data: st.DataObject) -> None:
@@ -100,7 +105,7 @@ def test_takes_any_strides(name: str, data: st.DataObject) -> None:
     assert torch.equal(difference, wanted[1])
 
 
-@pytest.mark.parametrize("name", sorted(CPU))
+@on_cpu
 def test_a_nan_or_infinity_counts_where_the_mask_is_and_nowhere_else(name: str) -> None:
     groups, margin = torch.tensor([[0, 1]]), torch.tensor([-1.0])
     for bad in (float("nan"), float("inf")):
@@ -116,7 +121,7 @@ def test_a_nan_or_infinity_counts_where_the_mask_is_and_nowhere_else(name: str) 
             assert not total.isfinite()
 
 
-@pytest.mark.parametrize("name", sorted(CPU))
+@on_cpu
 @pytest.mark.parametrize("first, distance", [(-3.0, 8.0), (3.0, 2.0)])
 def test_a_tie_goes_to_the_first_member(name: str, first: float, distance: float) -> None:
     teacher = torch.tensor([first, -first]).reshape(1, 2, 1, 1)
@@ -125,6 +130,7 @@ def test_a_tie_goes_to_the_first_member(name: str, first: float, distance: float
     assert difference.item() == distance  # 5 - first
 
 
+@needs_compiler
 def test_native_gives_the_same_bits_on_any_number_of_threads() -> None:
     student, teacher = normal(0, 2, 5, 30, 41), normal(1, 2, 20, 30, 41)
     groups, margin = torch.arange(20).reshape(5, 4), -torch.ones(5)
@@ -140,6 +146,7 @@ def test_native_gives_the_same_bits_on_any_number_of_threads() -> None:
     assert [len(found) for found in totals] == [1, 1]
 
 
+@needs_compiler
 @pytest.mark.parametrize("member", [-1, 4])
 def test_native_refuses_channels_that_the_teacher_has_not(member: int) -> None:
     with pytest.raises(IndexError, match="0 to 3"):
@@ -148,6 +155,7 @@ def test_native_refuses_channels_that_the_teacher_has_not(member: int) -> None:
         )
 
 
+@needs_compiler
 def test_training_uses_the_compiled_one_where_there_is_a_compiler() -> None:
     assert kernels.fused("cpu", torch.float32, torch.float32) is native
     assert kernels.fused("cpu", torch.float32, torch.float16) is None  # not written for it

@@ -9,6 +9,7 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
 
 from mgd_det.errors import ConfigError
 from mgd_det.taps import capture
@@ -97,6 +98,41 @@ def test_only_what_the_taps_need_is_run(teacher_run, images):
     assert run == []
     teacher.features(pixels, "RGB", ["p3"])
     assert run == ["res5", "fpn"]
+
+
+def test_its_own_precision_whatever_the_trainings_is(teacher_run, images):
+    pixels = [x["image"] for x in images]
+
+    def features(training: torch.dtype | None, **changes):
+        teacher = spec_of(teacher_run, **changes).load(CPU)
+        with torch.autocast("cpu", dtype=training, enabled=training is not None):
+            return teacher.features(pixels, "RGB", ["bottom_up.res4.0.conv1"])["bottom_up.res4.0.conv1"]
+
+    exact = features(None)
+    for training in (None, torch.bfloat16):
+        assert torch.equal(features(training, dtype="float32"), exact)
+        half = features(training, dtype="bfloat16")
+        assert half.dtype == torch.bfloat16
+        assert 0 < (half.float() - exact).norm() / exact.norm() < 0.02
+    assert features(torch.bfloat16).dtype == torch.bfloat16  # as the training
+    last = features(None, channels_last=True)
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(last, exact, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["mgd", "imitation", "channel_mlp", "lsh", "logits"])
+def test_every_method_takes_a_teacher_in_bfloat16_and_channels_last(method, mgd_cfg, labelled):
+    losses = []
+    for dtype, channels_last in (("", False), ("bfloat16", True)):
+        mgd_cfg.DISTILL.METHODS = [method]
+        mgd_cfg.DISTILL.TEACHER.DTYPE, mgd_cfg.DISTILL.TEACHER.CHANNELS_LAST = dtype, channels_last
+        torch.manual_seed(0)
+        model = build_model(mgd_cfg).train()
+        model.rematch([labelled])
+        with EventStorage():
+            found = model(labelled)
+        losses.append({name: found[name].item() for name in model.losses})
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
 def test_features_carry_no_gradient(teacher_run, images):

@@ -1,0 +1,107 @@
+"""tools/benchmark.py: what it measures adds up, and the document says what was measured."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+
+from benchmarking.losses import Size, one_size, re_solve  # noqa: E402  (found through the path above)
+from benchmarking.report import document, lines  # noqa: E402
+from benchmarking.steps import random_batch  # noqa: E402
+from benchmarking.timing import Timing, in_turn  # noqa: E402
+
+CPU = torch.device("cpu")
+
+
+def test_jobs_take_turns_and_the_warm_up_does_not_count():
+    order = []
+    jobs = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
+    found = in_turn(jobs, 3, CPU, warm_up=1)
+    assert "".join(order) == "abababab"
+    assert list(found) == ["a", "b"]
+    assert all(0 < timing.minimum <= timing.median for timing in found.values())
+
+
+def test_ratios_are_of_like_with_like():
+    assert Timing(2.0, 9.0).over(Timing(1.0, 3.0)) == Timing(2.0, 3.0)
+
+
+def test_the_limit_counts_the_bytes_that_must_move():
+    found = one_size(Size(1, 2, 8, 4, 4), CPU, runs=1)
+    # Teacher 8 planes, student, distances twice and gradient 2 each: 16; a copy moves 16, too.
+    assert found["limit"] == 1.0
+    assert {"copy", "plain torch", "in sequence"} <= set(found["ratios"])
+    assert found["ratios"]["copy"] == {"minimum": 1.0, "median": 1.0}
+
+
+def test_solves_the_matrices_asked_for():
+    (row,) = re_solve(1, [(4, 8)])
+    assert row["matrix"] == [4, 8]
+    assert row["ratio"]["minimum"] > 0
+
+
+def test_images_of_a_batch_differ_in_size_and_have_their_boxes_inside():
+    batch = random_batch(3, (100, 120), classes=2)
+    assert [x["image"].shape[1:] for x in batch] == [(100, 120), (90, 120), (80, 120)]
+    for x in batch:
+        boxes = x["instances"].gt_boxes.tensor
+        assert (boxes[:, 2:] > boxes[:, :2]).all()
+        assert boxes.min() >= 0
+        assert boxes[:, 2].max() <= 120
+        assert boxes[:, 3].max() <= x["height"]
+        assert set(x["instances"].gt_classes.tolist()) <= {0, 1}
+
+
+@pytest.fixture(scope="module")
+def record(demo_data, tmp_path_factory) -> dict:
+    file = tmp_path_factory.mktemp("benchmark") / "figures.json"
+    register = [["benchmark_train", f"{demo_data}/annotations/train.json", f"{demo_data}/train"]]
+    opts = [
+        *("DATASETS.REGISTER", json.dumps(register), "DATASETS.TRAIN", '("benchmark_train",)'),
+        *("MODEL.FPN.OUT_CHANNELS", "16", "DISTILL.TEACHER.OPTS", '["MODEL.FPN.OUT_CHANNELS", 16]'),
+        *("DISTILL.TEACHER.CONFIG_FILE", "configs/demo/teacher.yaml"),
+    ]
+    command = [sys.executable, "tools/benchmark.py", "--config-file", "configs/demo/student_mgd.yaml"]
+    command += ["--only", "steps", "memory", "data", "--runs", "1", "--images", "2", "--size", "64", "96"]
+    command += ["--device", "cpu", "--json", str(file), "--", *opts]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip() == "\n".join(lines(json.loads(file.read_text()))).rstrip()
+    return json.loads(file.read_text())
+
+
+def test_a_run_of_the_command(record):
+    steps = record["steps"]["mgd"]
+    seconds = {kind: taken["minimum"] for kind, taken in steps["seconds"].items()}
+    assert set(seconds) == {"student", "floor", "distilled", "observed", "pass"}
+    assert steps["over the floor"]["minimum"] == pytest.approx(seconds["distilled"] / seconds["floor"])
+    assert record["memory"]["mgd"]["floor"] > 0
+    assert record["data"]["workers"] == 1
+
+
+def test_the_document_names_command_machine_and_what_was_not_run(record):
+    text = document([record])
+    for part in (
+        record["command"],
+        record["machine"],
+        record["versions"],
+        "| mgd |",
+        "What has not been run",
+    ):
+        assert part in text
+
+
+def test_an_unknown_config_is_one_line():
+    command = [sys.executable, "tools/benchmark.py", "--config-file", "gone.yaml"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --config-file = 'gone.yaml'")
+    assert len(done.stderr.splitlines()) == 1

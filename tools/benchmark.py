@@ -1,0 +1,149 @@
+#!/usr/bin/env python
+"""Measure what distilling costs: steps, losses, matching, memory, data; as ratios taken in one run.
+
+The floor of a distilled step is the student's own step and the part of the teacher's forward pass that the
+taps need. Networks have random weights and images are noise, so nothing is downloaded; all that is compared
+is run in turn, so that whatever else slows the machine down slows all of it down.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+# fvcore's, at every import; nothing that a user could act on.
+warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
+
+import torch  # noqa: E402
+from benchmarking.losses import pooled_loss, re_solve  # noqa: E402  (found through the path above)
+from benchmarking.memory import peak_memory  # noqa: E402
+from benchmarking.report import document, lines  # noqa: E402
+from benchmarking.steps import Bench, loader_share, method_steps  # noqa: E402
+
+from mgd_det.config import load_config  # noqa: E402
+from mgd_det.datasets import register_datasets  # noqa: E402
+from mgd_det.errors import ConfigError  # noqa: E402
+from mgd_det.mixed_precision import DTYPES  # noqa: E402
+
+PARTS = ("loss", "solve", "steps", "memory")
+DATA = "data"  # only where it is asked for: the training set must be there
+EXAMPLES = """
+examples:
+  tools/benchmark.py                                  (RetinaNet R-50 to R-18 at COCO's size; slow on a CPU)
+  tools/benchmark.py --only loss solve
+  tools/benchmark.py --config-file configs/demo/student_mgd.yaml --images 8 --size 96 128
+  tools/benchmark.py --dtype bfloat16 --images 16 --json results/performance/gpu.json
+  tools/benchmark.py --report docs/performance.md     (from results/performance/*.json; measures nothing)
+"""
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parts = f"of {', '.join(PARTS)} (default: all of them) and {DATA}, which needs the training set"
+    parser.add_argument(
+        "--only", nargs="+", choices=(*PARTS, DATA), default=PARTS, metavar="PART", help=parts
+    )
+    parser.add_argument("--config-file", default="configs/retinanet_r18_mgd.yaml", metavar="FILE")
+    parser.add_argument(
+        "--methods", nargs="+", default=["mgd"], metavar="METHOD", help="each by itself (default: mgd)"
+    )
+    parser.add_argument("--images", type=int, default=2, metavar="N", help="of a batch (default: 2)")
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(800, 1216), metavar=("H", "W"), help="default: 800 1216"
+    )
+    parser.add_argument("--dtype", choices=sorted(DTYPES), help="of autocast (default: float32 without it)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--runs", type=int, default=20, metavar="R", help="of everything (default: 20)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write the document, and measure nothing")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the config, after --")
+    args = parser.parse_args(argv)
+    if min(args.images, args.runs, *args.size) < 1:
+        parser.error("--images, --size and --runs must be at least 1")
+    os.chdir(ROOT)
+    try:
+        if args.report:
+            records = [
+                json.loads(path.read_text()) for path in sorted(Path("results/performance").glob("*.json"))
+            ]
+            args.report.write_text(document(records), encoding="utf-8")
+            return
+        found = measure(args)
+    except ConfigError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    record = {"command": shlex.join(["tools/benchmark.py", *argv]), **circumstances(), **found}
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(record, indent=2) + "\n")
+    sys.stdout.write("\n".join(lines(record)) + "\n")
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """The figures of the parts asked for."""
+    device = torch.device(args.device)
+    found: dict[str, Any] = {}
+    cfg = load_config(args.config_file, args.opts, device=args.device)
+    register_datasets(cfg)
+    if "loss" in args.only:
+        found["loss"] = pooled_loss(device, args.runs)
+    if "solve" in args.only:
+        found["solve"] = re_solve(args.runs)
+    dtype = DTYPES[args.dtype] if args.dtype else None
+    wanted = {part for part in ("steps", "memory", DATA) if part in args.only}
+    if not wanted:
+        return found
+    found["setting"] = {
+        "config": args.config_file,
+        "images": args.images,
+        "size": list(args.size),
+        "dtype": args.dtype or "float32",
+        "overrides": args.opts,
+    }
+    for method in args.methods:
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = (cfg, method, Path(folder), args.images, tuple(args.size), dtype)
+            if wanted & {"steps", DATA}:
+                steps = found.setdefault("steps", {})[method] = method_steps(Bench(*arguments), args.runs)
+            if "memory" in wanted:
+                found.setdefault("memory", {})[method] = peak_memory(*arguments)
+    if DATA in wanted:
+        cfg.SOLVER.IMS_PER_BATCH = args.images
+        found[DATA] = loader_share(cfg, args.runs, steps["seconds"]["distilled"]["median"])
+    return found
+
+
+def circumstances() -> dict[str, str]:
+    """When, on what machine and with what versions this runs."""
+    from detectron2 import __version__ as detectron2_version
+
+    versions = {
+        "Python": platform.python_version(),
+        "torch": torch.__version__,
+        "Detectron2": detectron2_version,
+    }
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    threads = f"{torch.get_num_threads()} threads of torch"
+    return {
+        "date": date.today().isoformat(),
+        "machine": f"{platform.system()}, {platform.machine()}, {os.cpu_count()} CPU cores, {threads}, {gpu}",
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+    }
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,121 @@
+"""The pooled loss beside copying the teacher's features, and re-solving beside the solver alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from benchmarking.timing import Job, in_turn
+from mgd_det import kernels
+from mgd_det.kernels import eager
+from mgd_det.losses import partial_l2, pooled_partial_l2
+from mgd_det.matching import assign_groups
+from mgd_det.reducers import absolute_max
+
+MATRICES = ((64, 256), (128, 512), (256, 1024), (512, 2048), (1024, 4096))
+
+
+class Size(NamedTuple):
+    """Of a tap."""
+
+    images: int
+    student: int
+    teacher: int
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"({self.images}, {self.student} from {self.teacher}, {self.height}, {self.width})"
+
+
+CPU_SIZE, GPU_SIZE = Size(2, 64, 256, 100, 152), Size(16, 64, 256, 200, 304)
+
+
+def pooled_loss(device: torch.device, runs: int) -> list[dict[str, Any]]:
+    """Forward and backward of absolute max pooling with the partial L2 loss, and how they grow.
+
+    The limit is what a copy's bandwidth allows for the bytes that must move: teacher and student read, the
+    distances written and read again, the gradient written.
+    """
+    base = GPU_SIZE if device.type == "cuda" else CPU_SIZE
+    half = base._replace(height=base.height // 2)
+    sizes = {
+        "": base,
+        "half the positions": half,
+        "half the images": base._replace(images=base.images // 2),
+        "half the student's channels": base._replace(student=base.student // 2),
+        "half of both sides' channels": base._replace(student=base.student // 2, teacher=base.teacher // 2),
+    }
+    return [{"what": what, "size": str(size), **one_size(size, device, runs)} for what, size in sizes.items()]
+
+
+def one_size(size: Size, device: torch.device, runs: int) -> dict[str, Any]:
+    generator = torch.Generator(device).manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device=device)
+
+    student = normal(size.images, size.student, size.height, size.width).requires_grad_()
+    teacher = normal(size.images, size.teacher, size.height, size.width)
+    groups = torch.randperm(size.teacher, generator=torch.Generator().manual_seed(0)).to(device)
+    groups = groups.reshape(size.student, -1)
+    margin, buffer = -normal(size.student).abs(), torch.empty_like(teacher)
+
+    def step(loss: Any) -> Job:
+        def job() -> None:
+            student.grad = None
+            loss().backward()
+
+        return job
+
+    def in_sequence() -> Tensor:
+        return partial_l2(student, absolute_max(teacher, groups), margin, "mean")
+
+    def plain() -> Tensor:
+        _, difference = eager.pooled_difference(student.detach(), teacher, groups, margin, None, True)
+        assert difference is not None
+        return difference * torch.tensor(2 / student.numel())  # the backward pass
+
+    jobs: dict[str, Job] = {
+        "copy": lambda: buffer.copy_(teacher),
+        "plain torch": plain,
+        "in sequence": step(in_sequence),
+    }
+    if kernels.fused(device.type, torch.float32, torch.float32):
+        jobs["fused"] = step(lambda: pooled_partial_l2(student, teacher, groups, margin, "mean"))
+    seconds = in_turn(jobs, runs, device)
+    must_move = teacher.nbytes + 4 * student.nbytes
+    return {
+        "ratios": {name: timing.over(seconds["copy"])._asdict() for name, timing in seconds.items()},
+        "copy_seconds": seconds["copy"].minimum,
+        "limit": must_move / (2 * teacher.nbytes),  # a copy reads and writes
+    }
+
+
+def re_solve(runs: int, matrices: Sequence[tuple[int, int]] = MATRICES) -> list[dict[str, Any]]:
+    """assign_groups beside scipy's solver on the same square matrix, of random features' cosine distances."""
+    rows = []
+    for students, teachers in matrices:
+        generator = torch.Generator().manual_seed(students)
+        sides = (torch.randn(n, 64, generator=generator) for n in (students, teachers))
+        student, teacher = (torch.nn.functional.normalize(side, dim=1) for side in sides)
+        cost = 2 - 2 * student @ teacher.T
+        square = np.tile(cost.double().numpy(), (teachers // students, 1))
+        jobs: dict[str, Job] = {
+            "solver": lambda square=square: linear_sum_assignment(square),  # type: ignore[misc]
+            "re-solve": lambda cost=cost: assign_groups(cost),  # type: ignore[misc]
+        }
+        seconds = in_turn(jobs, max(runs // 5, 3), torch.device("cpu"), warm_up=1)
+        rows.append(
+            {
+                "matrix": [students, teachers],
+                "solver_seconds": seconds["solver"].minimum,
+                "ratio": seconds["re-solve"].over(seconds["solver"])._asdict(),
+            }
+        )
+    return rows

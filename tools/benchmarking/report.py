@@ -1,0 +1,121 @@
+"""What the figures come to, on the terminal and in docs/performance.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+Record = Mapping[str, Any]
+
+NOT_RUN = """## What has not been run
+
+- Anything on a GPU. The fused loss of `mgd_det/kernels/cuda.py` has been checked under Triton's interpreter;
+  how fast it is has not been measured, nor how long a step takes there.
+"""
+
+HEAD = """# Performance
+
+What distilling with Matching Guided Distillation (MGD) and its neighbours costs, in ratios that
+`tools/benchmark.py` measured in one run: all that is compared ran in turn. The first figure is the ratio of
+the minima, the one in brackets that of the medians. Times belong to the machine and say little elsewhere.
+
+- **The floor** of a distilled step is the student's own training step and as much of the teacher's forward
+  pass as the taps need: nobody can distil for less. Both networks have random weights and see noise with
+  boxes, in images of different sizes, so that there is padding.
+- **The loss** is absolute max pooling (AMP, not mixed precision) with the partial L2 distance, forward and
+  backward, beside a copy of the teacher's features into memory that is already there. Its limit counts the
+  bytes that must move: teacher and student are read, the distances are written and read again, the gradient
+  is written; a copy reads and writes the teacher's features. `fused` is what training uses where there is a
+  C compiler or, on a GPU, Triton; `plain torch` takes its place elsewhere; `in sequence` are the two
+  definitions one after the other, with automatic differentiation.
+- **Matching** has a share in the training time: `online`, statistics from the features of every so many-th
+  step; by `pass`, extra images through both networks, solving included. For its matching the reference
+  implementation takes 6,006 batches in 90,000 iterations, through both networks twice.
+"""
+
+
+def lines(record: Record) -> Iterator[str]:
+    """Markdown tables of one record."""
+    if "loss" in record:
+        yield from loss_lines(record["loss"])
+    if "solve" in record:
+        yield from solve_lines(record["solve"])
+    if "steps" in record or "memory" in record:
+        yield from step_lines(record)
+    for method, steps in record.get("steps", {}).items():
+        if "shares" in steps:
+            yield from share_lines(method, steps)
+    if "data" in record:
+        data = record["data"]
+        yield (
+            f"The data loader by itself, with workers: {data['workers']}, takes {data['seconds']:.3f} s for "
+            f"a batch: {data['of a step']:.0%} of a distilled step."
+        )
+        yield ""
+
+
+def loss_lines(rows: Sequence[Record]) -> Iterator[str]:
+    kinds = ("fused", "plain torch", "in sequence")
+    yield f"| (images, student from teacher channels, height, width) | a copy | limit | {' | '.join(kinds)} |"
+    yield "|---|---:|---:|---:|---:|---:|"
+    for row in rows:
+        name = f"{row['size']}, {row['what']}" if row["what"] else row["size"]
+        ratios = (ratio(row["ratios"].get(kind)) for kind in kinds)
+        cells = [name, f"{row['copy_seconds'] * 1e3:.2f} ms", f"{row['limit']:.2f}", *ratios]
+        yield f"| {' | '.join(cells)} |"
+    yield ""
+
+
+def solve_lines(rows: Sequence[Record]) -> Iterator[str]:
+    yield "| re-solve, (student, teacher) channels | the solver alone takes | ratio |"
+    yield "|---|---:|---:|"
+    for row in rows:
+        seconds = f"{row['solver_seconds']:.3f} s"
+        yield f"| ({', '.join(map(str, row['matrix']))}) | {seconds} | {ratio(row['ratio'])} |"
+    yield ""
+
+
+def step_lines(record: Record) -> Iterator[str]:
+    setting = record["setting"]
+    height, width = setting["size"]
+    overrides = f", {' '.join(setting['overrides'])}" if setting["overrides"] else ""
+    yield (
+        f"`{setting['config']}`{overrides}: {setting['images']} images of up to {height} x {width}, "
+        f"{setting['dtype']}."
+    )
+    yield ""
+    yield "| distilled step | takes | over the floor | over the student alone | peak memory over the floor |"
+    yield "|---|---:|---:|---:|---:|"
+    for method in {**record.get("steps", {}), **record.get("memory", {})}:
+        steps, memory = record.get("steps", {}).get(method), record.get("memory", {}).get(method)
+        takes = f"{steps['seconds']['distilled']['median']:.3f} s" if steps else "-"
+        over = [ratio(steps[f"over the {what}"]) if steps else "-" for what in ("floor", "student")]
+        peak = f"{memory['distilled'] / memory['floor']:.3f}" if memory else "-"
+        yield f"| {' | '.join([method, takes, *over, peak])} |"
+    yield ""
+
+
+def share_lines(method: str, steps: Record) -> Iterator[str]:
+    schedule, shares = steps["schedule"], steps["shares"]
+    yield (
+        f"Matching of `{method}`: online, every {schedule['ONLINE_EVERY']}th step, {shares['online']:.2%} of "
+        f"the training time and no extra batch; by pass, {schedule['NUM_IMAGES']} images every "
+        f"{schedule['PERIOD']} iterations, {shares['pass']:.2%}."
+    )
+    yield ""
+
+
+def ratio(timing: Record | None) -> str:
+    return f"{timing['minimum']:.3g} ({timing['median']:.3g})" if timing else "-"
+
+
+def document(records: Sequence[Record]) -> str:
+    """docs/performance.md."""
+    parts = [HEAD]
+    for record in records:
+        parts.append(f"## {record['machine']}\n")
+        parts.append(f"{record['date']}, {record['versions']}:\n\n```\n{record['command']}\n```\n")
+        parts.append("\n".join(lines(record)))
+    if all("no GPU" in record["machine"] for record in records):
+        parts.append(NOT_RUN)
+    return "\n".join(parts)

@@ -1,0 +1,163 @@
+"""Whole training steps: the student alone, the floor, and each method."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+from benchmarking.timing import Job, in_turn
+from mgd_det.optimizer import build_optimizer
+from mgd_det.taps import sides
+from mgd_det.teacher import TeacherSpec
+from mgd_det.trainer import Trainer
+
+OBJECTS = 7  # in an image; COCO's mean
+
+
+class Bench:
+    """A distilled detector with a teacher of random weights, and one batch.
+
+    Args:
+        cfg: of the run; its teacher's weights are left aside.
+        method: the one method that distils.
+        folder: for the teacher's weights.
+        images: of the batch.
+        size: height and width of the largest image; the others are up to a fifth smaller, as in training,
+            so that there is padding.
+        dtype: of autocast; None: float32 without it.
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        method: str,
+        folder: Path,
+        images: int,
+        size: tuple[int, int],
+        dtype: torch.dtype | None,
+    ) -> None:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.WEIGHTS, cfg.DISTILL.METHODS, cfg.DISTILL.ENABLED = "", [method], True
+        self.device, self.dtype = torch.device(cfg.MODEL.DEVICE), dtype
+        torch.manual_seed(0)
+        weights = folder / "teacher.pth"
+        if not weights.exists():
+            teacher = TeacherSpec.from_config(cfg).build(torch.device("cpu"))
+            torch.save({"model": teacher.model.state_dict()}, weights)
+        cfg.DISTILL.TEACHER.WEIGHTS = str(weights)
+        self.cfg = cfg
+        self.model: Any = build_model(cfg)
+        self.optimizer = build_optimizer(cfg, self.model)
+        self.batch = random_batch(images, size, cfg.MODEL.RETINANET.NUM_CLASSES)
+        self.model.rematch([self.batch])
+        self.names = [sides(tap)[1] for tap in self.model.taps]
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """What a trainer has around a forward pass."""
+        autocast = torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
+        with EventStorage(), autocast:
+            yield
+
+    def student_step(self) -> None:
+        """Stock training."""
+        with self.running():
+            losses = self.model.student(self.batch)
+        self.update(losses)
+
+    def floor_step(self) -> None:
+        """The same, and as much of the teacher as the taps need."""
+        with self.running():
+            losses = self.model.student(self.batch)
+            images = [x["image"].to(self.device) for x in self.batch]
+            self.model.teacher.features(images, self.model.input_format, self.names)
+        self.update(losses)
+
+    def distilled_step(self) -> None:
+        with self.running():
+            losses = self.model(self.batch)
+        self.update(losses)
+
+    def observed_step(self) -> None:
+        """One of those from which the online mode takes statistics."""
+        self.model.observe_next = True
+        self.distilled_step()
+        for method in self.model.matching:
+            method.absorb(lambda tensor: None, self.cfg.DISTILL.MGD.UPDATE.ONLINE_DECAY)
+
+    def matching_pass(self) -> None:
+        """One batch of a pass that solves the matching, and the solving."""
+        self.model.rematch([self.batch])
+
+    def update(self, losses: dict[str, torch.Tensor]) -> None:
+        total = torch.stack(list(losses.values())).sum()
+        self.optimizer.zero_grad()
+        total.backward()
+        self.optimizer.step()
+
+
+def random_batch(images: int, size: tuple[int, int], classes: int) -> list[dict[str, Any]]:
+    """Noise with boxes, in the form of Detectron2's data loaders."""
+    generator = torch.Generator().manual_seed(0)
+    batch = []
+    for index in range(images):
+        smaller = 1 - 0.2 * index / max(images - 1, 1)
+        height, width = round(size[0] * smaller), size[1]
+        corner = torch.rand(OBJECTS, 2, generator=generator) * 0.7
+        extent = 0.05 + torch.rand(OBJECTS, 2, generator=generator) * 0.25
+        boxes = torch.cat([corner, corner + extent], 1) * torch.tensor([width, height, width, height])
+        instances = Instances((height, width))
+        instances.gt_boxes = Boxes(boxes)
+        instances.gt_classes = torch.randint(classes, (OBJECTS,), generator=generator)
+        pixels = torch.randint(256, (3, height, width), dtype=torch.uint8, generator=generator)
+        batch.append({"image": pixels, "instances": instances, "height": height, "width": width})
+    return batch
+
+
+def method_steps(bench: Bench, runs: int) -> dict[str, Any]:
+    """Seconds of each kind of step, and what they come to."""
+    jobs: dict[str, Job] = {
+        "student": bench.student_step,
+        "floor": bench.floor_step,
+        "distilled": bench.distilled_step,
+    }
+    matches = bool(bench.model.matching)
+    if matches:
+        jobs |= {"observed": bench.observed_step, "pass": bench.matching_pass}
+    seconds = in_turn(jobs, runs, bench.device)
+    found: dict[str, Any] = {
+        "seconds": {name: timing._asdict() for name, timing in seconds.items()},
+        "over the floor": seconds["distilled"].over(seconds["floor"])._asdict(),
+        "over the student": seconds["distilled"].over(seconds["student"])._asdict(),
+    }
+    if matches:
+        update, distilled = bench.cfg.DISTILL.MGD.UPDATE, seconds["distilled"].median
+        per_image = seconds["pass"].median / len(bench.batch)
+        found["shares"] = {
+            "online": (seconds["observed"].median - distilled) / distilled / update.ONLINE_EVERY,
+            "pass": per_image * update.NUM_IMAGES / (distilled * update.PERIOD) if update.PERIOD else 0.0,
+        }
+        found["schedule"] = {key: update[key] for key in ("ONLINE_EVERY", "NUM_IMAGES", "PERIOD")}
+    return found
+
+
+def loader_share(cfg: CfgNode, batches: int, step: float) -> dict[str, Any]:
+    """Seconds that the training set's loader takes for a batch by itself, beside those of a step."""
+    loader = iter(Trainer.build_train_loader(cfg))
+    for _ in range(3):
+        next(loader)
+    start = time.perf_counter()
+    for _ in range(batches):
+        next(loader)
+    seconds = (time.perf_counter() - start) / batches
+    return {"seconds": seconds, "of a step": seconds / step, "workers": cfg.DATALOADER.NUM_WORKERS}
