@@ -53,6 +53,8 @@ def add_mgd_config(cfg: CfgNode) -> None:
     # gradient there is beside the task's (the ratio of their norms, of one process's share); 0: never.
     cfg.DISTILL.GRADIENT_PERIOD = 200
 
+    # OUTPUT_DIR of a run of the student alone, for the summary at the end; empty: none.
+    cfg.DISTILL.BASELINE = ""
     # True loads weight files that hold arbitrary Python objects, which can run any code.
     cfg.DISTILL.UNSAFE_LOADING = False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -10,7 +11,9 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset, verify_results
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from .checkpoint import ReportingCheckpointer
@@ -72,8 +75,15 @@ def teacher_test_config(cfg: CfgNode) -> CfgNode:
 
 def evaluate_teacher(cfg: CfgNode) -> None:
     """Evaluate the teacher alone, with its own input settings, on the student's DATASETS.TEST."""
+    teacher_cfg = teacher_test_config(cfg)
     teacher = TeacherSpec.from_config(cfg).load(torch.device(cfg.MODEL.DEVICE))
-    Trainer.test(teacher_test_config(cfg), teacher.model)
+    results = Trainer.test(teacher_cfg, teacher.model)
+    if comm.is_main_process():  # as a run leaves it, for the summary of one that learns from this teacher
+        PathManager.mkdirs(teacher_cfg.OUTPUT_DIR)
+        with PathManager.open(os.path.join(teacher_cfg.OUTPUT_DIR, "config.yaml"), "w") as f:
+            f.write(teacher_cfg.dump())
+        with PathManager.open(os.path.join(teacher_cfg.OUTPUT_DIR, "metrics.json"), "w") as f:
+            f.write(json.dumps(flatten_results_dict(results)) + "\n")
 
 
 def check_teacher_settings(cfg: CfgNode) -> None:

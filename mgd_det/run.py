@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -34,8 +35,11 @@ from .lazy import lazy_student, load_lazy, save_lazy
 from .optimizer import check_resumed_optimizer
 from .rematch import RematchHook
 from .rng import isolated_rng
+from .summary import check_baseline, summary
 from .teacher import TeacherSpec
 from .trainer import Trainer, check_solver, is_distiller
+
+logger = logging.getLogger("detectron2." + __name__)
 
 
 def argument_parser(epilog: str) -> argparse.ArgumentParser:
@@ -102,6 +106,8 @@ def check(args: Any) -> None:
         check_teacher_settings(cfg)
     check_solver(cfg, world_size(args))
     check_output(cfg)
+    if training:
+        check_baseline(cfg)
     if training and cfg.DISTILL.EXACT_RESUME:
         check_sampler(cfg)
     check_models(cfg, args)
@@ -145,9 +151,13 @@ def run(args: Any) -> None:
         if check_shared_output(cfg, resume=args.resume) < 0 and is_distiller(cfg):
             require_teacher_ap(cfg)
         save_student_config(cfg)
+        start = time.monotonic()
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
         trainer.train()
+        if comm.is_main_process():
+            results = getattr(trainer, "_last_eval_results", None)
+            logger.info(summary(cfg, results, time.monotonic() - start))
 
 
 def check_models(cfg: CfgNode, args: Any) -> None:

@@ -21,6 +21,7 @@ from mgd_det import DistilledDetector
 from mgd_det.config import load_config, student_config
 from mgd_det.datasets import register_datasets
 from mgd_det.evaluation import require_teacher_ap
+from mgd_det.summary import last_ap
 from mgd_det.teacher import Teacher, TeacherSpec
 from mgd_det.trainer import Trainer
 
@@ -89,6 +90,7 @@ def test_the_log_tells_what_was_loaded_and_matched(finished):
     assert "matching mgd_res4 before iteration 0, from 4 images: mean cost" in log
     assert "matching mgd_res4 before iteration 3" in log
     assert "eta:" in output
+    assert f"\n  the student, for stock Detectron2: {run}/student_config.yaml" in log
 
 
 def test_evaluating_the_student_repeats_the_runs_last_evaluation(finished, tmp_path):
@@ -111,6 +113,9 @@ def test_evaluating_the_teacher(finished, tmp_path):
     output = train_net(cfg, tmp_path, "--eval-teacher").stdout
     assert "copypaste: AP,AP50,AP75" in output
     assert (tmp_path / "eval/teacher/inference/coco_instances_results.json").exists()
+    measured = [line.split()[-1] for line in output.splitlines() if "copypaste:" in line][-1].split(",")
+    expected = pytest.approx(float(measured[0]), abs=1e-4, nan_ok=True)
+    assert last_ap(str(tmp_path / "eval/teacher"), cfg) == expected
 
 
 def test_resuming_continues_with_the_matching_and_the_optimiser(finished, tmp_path):
@@ -239,8 +244,11 @@ def test_a_finished_run_is_the_next_runs_teacher(finished, tmp_path):
     cfg.DISTILL.TEACHER.CONFIG_FILE = str(run / "config.yaml")
     cfg.DISTILL.TEACHER.WEIGHTS = str(run / "model_final.pth")
     cfg.SOLVER.MAX_ITER = 1
-    train_net(cfg, tmp_path)
+    cfg.DISTILL.BASELINE = str(run)
+    output = train_net(cfg, tmp_path).stdout
     assert (tmp_path / "run/model_final.pth").exists()
+    assert "the teacher's AP there is " in output
+    assert "the AP of the student alone is " in output
 
 
 def test_two_ranks_train_and_solve_the_matching_of_one(finished, tmp_path):

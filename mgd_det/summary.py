@@ -1,0 +1,85 @@
+"""What a run came to, in the log's last lines."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode
+from detectron2.utils.file_io import PathManager
+
+from .errors import ConfigError
+
+AP = "bbox/AP"
+
+
+def summary(cfg: CfgNode, results: Mapping[str, Any] | None, seconds: float) -> str:
+    """AP beside the teacher's and the baseline's where earlier runs tell them, the files, the next command.
+
+    Args:
+        cfg: of the run.
+        results: of its last evaluation; None where there was none.
+        seconds: that this start took.
+    """
+    folder = cfg.OUTPUT_DIR
+    lines = [f"finished after {timedelta(seconds=round(seconds))}: {folder}"]
+    box = (results or {}).get("bbox")
+    if box:
+        lines.append(f"AP {box['AP']:.1f}, AP50 {box['AP50']:.1f} on {', '.join(cfg.DATASETS.TEST)}")
+        lines += comparison(cfg, box["AP"])
+    student = os.path.join(folder, "student_config.yaml")
+    weights = os.path.join(folder, "model_final.pth")
+    lines.append(f"the student, for stock Detectron2: {student} and {weights}")
+    lines.append(f"look at it: python tools/visualize.py --run {folder}")
+    return "\n  ".join(lines)
+
+
+def comparison(cfg: CfgNode, ap: float) -> list[str]:
+    """How far the student got from the baseline to the teacher."""
+    if not cfg.DISTILL.ENABLED:
+        return []
+    teacher = last_ap(os.path.join(cfg.OUTPUT_DIR, "teacher"), cfg)  # of an --eval-teacher
+    if teacher is None:
+        teacher = last_ap(os.path.dirname(cfg.DISTILL.TEACHER.CONFIG_FILE), cfg)
+    baseline = last_ap(cfg.DISTILL.BASELINE, cfg) if cfg.DISTILL.BASELINE else None
+    lines = []
+    if teacher is None:
+        lines.append("the teacher's AP there is not known: --eval-teacher measures it")
+    else:
+        lines.append(f"the teacher's AP there is {teacher:.1f}")
+    if baseline is None:
+        lines.append(
+            "the AP of the student alone is not known: name the folder of its run in DISTILL.BASELINE"
+        )
+    else:
+        gained = f"the AP of the student alone is {baseline:.1f}: distilling gained {ap - baseline:+.1f}"
+        if teacher is not None and teacher > baseline:
+            gained += f", {(ap - baseline) / (teacher - baseline):.0%} of the gap to the teacher"
+        lines.append(gained)
+    return lines
+
+
+def last_ap(folder: str, cfg: CfgNode) -> float | None:
+    """Box AP of the last evaluation of a run on the same images, as its metrics.json has it."""
+    try:
+        with PathManager.open(os.path.join(folder, "config.yaml")) as f:
+            tested = yaml.safe_load(f)["DATASETS"]["TEST"]
+        with PathManager.open(os.path.join(folder, "metrics.json")) as f:
+            found = [json.loads(line).get(AP) for line in f if AP in line]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return None
+    return found[-1] if found and list(tested) == list(cfg.DATASETS.TEST) else None
+
+
+def check_baseline(cfg: CfgNode) -> None:
+    """Refuse, with a ConfigError, a DISTILL.BASELINE with nothing to compare with."""
+    folder = cfg.DISTILL.BASELINE
+    if folder and last_ap(folder, cfg) is None:
+        problem = f"holds no run that was evaluated on {list(cfg.DATASETS.TEST)}"
+        raise ConfigError(
+            "DISTILL.BASELINE", folder, problem, "Give the OUTPUT_DIR of a finished run, or none."
+        )
