@@ -1,0 +1,80 @@
+#!/usr/bin/env python
+"""Show what a training run has learnt: one HTML page, and its pictures beside it as PNG files.
+
+The matching of channels, features of teacher and student, detections on the same images, and curves; of a
+finished run, or of one that is still going. Runs on the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+# fvcore's, at every import; nothing that a user could act on.
+warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
+
+from visualizing.report import gather, write_report  # noqa: E402  (found through the path above)
+from visualizing.runs import open_runs  # noqa: E402
+
+from mgd_det.errors import ConfigError  # noqa: E402
+
+MOST_IMAGES = 12  # with more the page grows too heavy for a phone
+
+EXAMPLES = """
+examples:
+  tools/visualize.py --run output/demo/student_mgd
+  tools/visualize.py --run output/demo/student_mgd --baseline output/demo/student
+  tools/visualize.py --run output/a --compare output/b output/c --out output/comparison  (curves of all three)
+  tools/visualize.py --run output/demo/student_mgd --checkpoint model_0000499.pth        (in mid-training)
+
+The page is DIR/report.html; it holds its pictures, so that it can be sent as one file. Paths in the run's
+config start at the working directory, as they did in training.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", type=Path, required=True, metavar="RUN", help="OUTPUT_DIR of a training run")
+    parser.add_argument(
+        "--baseline", type=Path, metavar="RUN", help="run of the same student without a teacher"
+    )
+    parser.add_argument(
+        "--compare", type=Path, nargs="+", default=[], metavar="RUN", help="further runs, for the curves"
+    )
+    parser.add_argument("--images", type=int, default=4, metavar="N", help="images shown (default: 4)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to (default: RUN/report)")
+    parser.add_argument("--checkpoint", metavar="FILE", help="of the run's folder (default: the last one)")
+    args = parser.parse_args(argv)
+    try:
+        page = visualize(args)
+    except ConfigError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    sys.stdout.write(f"report: {page}\n")
+
+
+def visualize(args: argparse.Namespace) -> Path:
+    """Check the arguments, load, draw and write; the page."""
+    if not 1 <= args.images <= MOST_IMAGES:
+        remedy = f"Give a number from 1 to {MOST_IMAGES}."
+        raise ConfigError("--images", args.images, "too few or too many to show", remedy)
+    out = args.out or args.run / "report"
+    if any(path.exists() and not path.is_dir() for path in (out, *out.parents)):
+        raise ConfigError("--out", str(out), "is, or lies in, a file", "Name a folder.")
+    folders = [("--run", args.run)]
+    folders += [("--baseline", args.baseline)] if args.baseline else []
+    folders += [("--compare", folder) for folder in args.compare]
+    run, *others = open_runs(folders, args.checkpoint)
+    material = gather(run, others[0] if args.baseline else None, args.images)
+    return write_report(material, others, out)
+
+
+if __name__ == "__main__":
+    main()
