@@ -23,23 +23,28 @@ def flat_channels(features: Tensor, mask: Tensor | None) -> Tensor:
     return flat if mask is None else flat.masked_fill(~mask.reshape(len(flat), 1, -1), 0)
 
 
-def image_similarity(student: Tensor, teacher: Tensor) -> Tensor:
-    """Cosine similarity of every student channel to every teacher channel, in each image.
+def similarity_sum(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine similarity of every student channel to every teacher channel, summed over the sound images.
 
     Args:
         student: (N, Cs, P), from :func:`flat_channels`.
         teacher: (N, Ct, P).
 
     Returns:
-        (N, Cs, Ct); 0 for a channel that is zero throughout, NaN for one that holds a NaN or infinity.
+        (Cs, Ct), 0 for a channel that is zero throughout; and (N,) bool, False for an image that holds a NaN
+        or infinity, which is left out of the sum.
     """
     dtype = torch.promote_types(student.dtype, teacher.dtype)
-    student, teacher = student.to(dtype), teacher.to(dtype)
+    lengths = [torch.linalg.vector_norm(x, dim=2) for x in (student, teacher)]
+    sound = lengths[0].isfinite().all(1) & lengths[1].isfinite().all(1)
+    scales = (1 / length.clamp_min(1e-12).masked_fill(~sound[:, None], 1) for length in lengths)
+    total = student.new_zeros((student.shape[1], teacher.shape[1]), dtype=dtype)
     with torch.autocast(student.device.type, enabled=False):
-        # The products are scaled, not the features, of which that would make copies.
-        products = torch.bmm(student, teacher.transpose(1, 2))
-        lengths = (torch.linalg.vector_norm(x, dim=2).clamp_min(1e-12) for x in (student, teacher))
-        return products / next(lengths)[:, :, None] / next(lengths)[:, None, :]
+        # Image by image, and scaled afterwards, so that nothing is as large as the features, or all products.
+        for s, t, by_student, by_teacher, counts in zip(student, teacher, *scales, sound):
+            product = torch.mm(s.to(dtype), t.to(dtype).T).masked_fill_(~counts, 0)
+            total.addcmul_(product.mul_(by_student[:, None]), by_teacher)
+    return total, sound
 
 
 def channel_cost(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -54,14 +59,14 @@ def channel_cost(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -
 
     Returns:
         (Cs, Ct) in [0, 4] up to rounding, float32 or wider; 0 for parallel channels, 2 for orthogonal ones
-        and for a channel that is zero throughout.
+        and for a channel that is zero throughout. NaN if the features hold a NaN or infinity.
 
     Raises:
         ValueError: N, H or W of the two differ.
     """
     check_positions(student, teacher)
-    similarity = image_similarity(flat_channels(student, mask), flat_channels(teacher, mask))
-    return 2 - 2 * similarity.mean(0)
+    similarity, sound = similarity_sum(flat_channels(student, mask), flat_channels(teacher, mask))
+    return (2 - 2 * similarity / len(student)).masked_fill(~sound.all(), torch.nan)
 
 
 def check_positions(student: Tensor, teacher: Tensor) -> None:

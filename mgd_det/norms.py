@@ -7,9 +7,11 @@ it is batched with.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 MAX_GROUPS = 32  # of the reference's GroupNorm
 
@@ -34,10 +36,56 @@ class MaskedGroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         if mask is None:
             return super().forward(x)
-        n, c, h, w = x.shape
-        grouped = _fill_padding(x, mask).reshape(n, self.num_groups, -1, h, w)
-        unit = _standardised(grouped, mask[:, None], (2, 3, 4), self.eps).reshape(n, c, h, w)
-        return unit * self.weight[:, None, None] + self.bias[:, None, None]
+        return _GroupNorm.apply(x, mask, self.num_groups, self.weight, self.bias, self.eps)
+
+
+class _GroupNorm(torch.autograd.Function):
+    """By hand, since automatic differentiation goes over the features several times as often; differentiable
+    once. Sums in float32 or wider, what is small in float64."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, mask: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float
+    ) -> Tensor:
+        n, c = x.shape[:2]
+        centred = _fill_padding(x, mask)
+        count = (mask.sum((1, 2, 3)) * (c // groups)).clamp_min(1)[:, None].double()
+        mean = centred.reshape(n, groups, -1).sum(2) / count
+        centred.sub_(_maps(mean, centred)).masked_fill_(~mask, 0)
+        square = torch.linalg.vector_norm(centred.reshape(n, groups, -1), dim=2).double().square()
+        rstd = (square / count + eps).rsqrt()
+        scale = (_per_channel(rstd, c) * weight).to(centred.dtype)
+        ctx.save_for_backward(centred, mask, weight, count, rstd)
+        ctx.dtype = x.dtype
+        return torch.addcmul(bias[:, None, None], centred, scale[..., None, None])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        centred, mask, weight, count, rstd = ctx.saved_tensors
+        (n, c), groups = centred.shape[:2], rstd.shape[1]
+        by_bias, by_unit = gradient.sum((2, 3)), (gradient * centred).sum((2, 3))
+
+        def by_group(of_channel: Tensor) -> Tensor:  # (N, C) -> (N, groups)
+            return (of_channel * weight).double().reshape(n, groups, -1).sum(2)
+
+        constant = _maps(-by_group(by_bias) * rstd / count, centred)
+        slope = _maps(-by_group(by_unit) * rstd**3 / count, centred)
+        scale = (_per_channel(rstd, c) * weight).to(centred.dtype)
+        by_x = torch.addcmul(constant, centred, slope).addcmul_(gradient, scale[..., None, None])
+        by_weight = (by_unit * _per_channel(rstd, c)).sum(0).to(weight.dtype)
+        by_x = by_x.masked_fill_(~mask, 0).to(ctx.dtype)
+        return by_x, None, None, by_weight, by_bias.sum(0).to(weight.dtype), None
+
+
+def _per_channel(of_group: Tensor, channels: int) -> Tensor:
+    """(N, groups) -> (N, C)."""
+    return of_group.repeat_interleave(channels // of_group.shape[1], 1)
+
+
+def _maps(of_group: Tensor, like: Tensor) -> Tensor:
+    """(N, groups) -> (N, C, 1, 1), in the dtype of `like`, (N, C, H, W)."""
+    return _per_channel(of_group, like.shape[1]).to(like.dtype)[..., None, None]
 
 
 class MaskedBatchNorm(nn.BatchNorm2d):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .margins import empirical_margin
-from .matching import check_positions, flat_channels, image_similarity
+from .matching import check_positions, flat_channels, similarity_sum
 
 
 class MatchingStatistics:
@@ -40,20 +40,16 @@ class MatchingStatistics:
         """Add a batch: (N, Cs, H, W), (N, Ct, H, W), mask (N, 1, H, W) or None."""
         check_positions(student, teacher)
         student, teacher = flat_channels(student, mask), flat_channels(teacher, mask)
-        similarity = image_similarity(student, teacher)
-        # Told by the products, which any bad value spoils; nothing is looked at on the host.
-        sound = similarity.isfinite().flatten(1).all(1)
+        similarity, sound = similarity_sum(student, teacher)
+        self.similarity += similarity
         self.images += sound.sum()
         self.skipped += (~sound).sum()
-
-        def total(values: Tensor) -> Tensor:
-            """Over the sound images."""
-            shape = (-1,) + (1,) * (values.dim() - 1)
-            return values.double().masked_fill(~sound.reshape(shape), 0).sum(0)
-
-        self.similarity += total(similarity)
-        self.negative_sum += total(teacher.clamp_max(0).sum(2))
-        self.negative_count += total((teacher < 0).sum(2))
+        negative = teacher.clamp_max(0)
+        for total, values in (
+            (self.negative_sum, negative.sum(2)),
+            (self.negative_count, -negative.sign().sum(2)),
+        ):
+            total += values.double().masked_fill(~sound[:, None], 0).sum(0)
 
     @property
     def sums(self) -> dict[str, Tensor]:

@@ -88,7 +88,7 @@ def one_size(size: Size, device: torch.device, runs: int) -> dict[str, Any]:
     }
     if kernels.fused(device.type, torch.float32, torch.float32):
         jobs["fused"] = step(lambda: pooled_partial_l2(student, teacher, groups, margin, "mean"))
-    seconds = in_turn(jobs, runs, device)
+    seconds = in_turn(jobs, runs, device, warm=True)
     must_move = teacher.nbytes + 4 * student.nbytes
     return {
         "ratios": {name: timing.over(seconds["copy"])._asdict() for name, timing in seconds.items()},

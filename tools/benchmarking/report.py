@@ -23,9 +23,9 @@ the minima, the one in brackets that of the medians. Times belong to the machine
   pass as the taps need: nobody can distil for less. Both networks have random weights and see noise with
   boxes, in images of different sizes, so that there is padding.
 - **The loss** is absolute max pooling (AMP, not mixed precision) with the partial L2 distance, forward and
-  backward, beside a copy of the teacher's features into memory that is already there. Its limit counts the
-  bytes that must move: teacher and student are read, the distances are written and read again, the gradient
-  is written; a copy reads and writes the teacher's features. `fused` is what training uses where there is a
+  backward, beside a warm copy of the teacher's features into memory that is there already. Its limit counts
+  the bytes that must move: teacher and student are read, the distances written and read again, the gradient
+  written; a copy reads and writes the teacher's features. `fused` is what training uses where there is a
   C compiler or, on a GPU, Triton; `plain torch` takes its place elsewhere; `in sequence` are the two
   definitions one after the other, with automatic differentiation.
 - **Matching** has a share in the training time: `online`, statistics from the features of every so many-th

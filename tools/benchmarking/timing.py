@@ -23,11 +23,18 @@ class Timing(NamedTuple):
         return Timing(self.minimum / other.minimum, self.median / other.median)
 
 
-def in_turn(jobs: Mapping[str, Job], runs: int, device: torch.device, warm_up: int = 2) -> dict[str, Timing]:
-    """Run all jobs one after the other, `runs` times, after `warm_up` rounds that do not count."""
+def in_turn(
+    jobs: Mapping[str, Job], runs: int, device: torch.device, warm_up: int = 2, warm: bool = False
+) -> dict[str, Timing]:
+    """Run all jobs one after the other, `runs` times, after `warm_up` rounds that do not count.
+
+    `warm` runs each job twice in a row and counts the second time, when the caches hold what they can of it.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for turn in range(warm_up + runs):
         for name, job in jobs.items():
+            if warm:
+                job()
             taken = timed(job, device)
             if turn >= warm_up:
                 seconds[name].append(taken)

@@ -1,0 +1,165 @@
+#!/usr/bin/env python
+"""Export the student of a run to TorchScript and ONNX, check the files against PyTorch, and time them all.
+
+The files take one image, (3, H, W) float32 with values 0 to 255, of any size, in the channel order of the
+run's INPUT.FORMAT, and return pred_boxes (N, 4) in its pixels, pred_classes (N,), scores (N,) and image_size;
+of a Mask R-CNN also pred_masks (N, 1, M, M), each in its box. Normalisation, thresholds and non-maximum
+suppression are in them; resizing is not. They are made for CPUs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Callable
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+# fvcore's, at every import; nothing that a user could act on.
+warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
+
+import torch  # noqa: E402
+from benchmarking.timing import Timing, in_turn  # noqa: E402  (found through the path above)
+from exporting.checks import Agreement, Disagreement, compare  # noqa: E402
+from exporting.formats import FORMATS, Detector, Runnable, check_packages  # noqa: E402
+from exporting.networks import (  # noqa: E402
+    Network,
+    image_path,
+    load_image,
+    read_run,
+    student_of,
+    teacher_of,
+)
+from torch import Tensor  # noqa: E402
+from torch.nn.functional import interpolate  # noqa: E402
+
+from mgd_det.errors import ConfigError  # noqa: E402
+
+WARM_UP = 3  # runs in which TorchScript still compiles
+
+EXAMPLES = """
+examples:
+  tools/export.py --run output/demo/student_mgd --out exported
+  tools/export.py --run output/demo/student_mgd --format torchscript onnx --image some.jpg --out exported
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="OUTPUT_DIR of the run")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    parser.add_argument(
+        "--format", nargs="+", choices=list(FORMATS), default=["torchscript"], help="(default: torchscript)"
+    )
+    parser.add_argument(
+        "--image", default="", metavar="FILE", help="to try on (default: first of the run's DATASETS.TEST)"
+    )
+    parser.add_argument("--runs", type=int, default=20, metavar="N", help="that are timed (default: 20)")
+    parser.add_argument("--no-teacher", action="store_true", help="do not load and time the teacher")
+    args = parser.parse_args(argv)
+    try:
+        export(args)
+    except ConfigError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except Disagreement as error:
+        sys.stderr.write(f"error: the exported file is not the student: {error}\n")
+        return 1
+    return 0
+
+
+def export(args: argparse.Namespace) -> None:
+    """Do what the arguments ask for.
+
+    Raises:
+        ConfigError: it cannot be done.
+        Disagreement: an exported file does not detect what PyTorch does.
+    """
+    check_packages(args.format)
+    if args.runs < 1:
+        raise ConfigError("--runs", args.runs, "less than 1", "Give a number of at least 1.")
+    if args.out.exists() and not args.out.is_dir():
+        raise ConfigError("--out", str(args.out), "is a file", "Name a folder, new or not.")
+    cfg = read_run(args.run)
+    path = image_path(cfg, args.image)
+    image = load_image(cfg, path)
+    student = student_of(cfg)
+    teacher = None if args.no_teacher else teacher_of(cfg)
+    detector = Detector(student.model, image)
+    # Another size, too: a trace may hold on to that of the image which it was made with.
+    images = [image, interpolate(image[None], scale_factor=(1.25, 1.5))[0]]
+    expected = [detector.named(x) for x in images]
+    if not len(expected[0]["scores"]):
+        problem = "the student finds nothing in it, so that nothing could be compared"
+        raise ConfigError("--image", path, problem, "Name one in which it does.")
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    say(f"student: {type(student.model).__name__}, takes {student.input_format}; {path} at {size(image)}")
+    programs: dict[str, Callable[[], object]] = {}
+    rows: dict[str, tuple[float, int | None]] = {}
+    for network in filter(None, (teacher, student)):
+        name = f"{network.name}, PyTorch"
+        programs[name] = eager(network, image, student.input_format)
+        rows[name] = network.megabytes, network.parameters
+    for name in dict.fromkeys(args.format):
+        write, filename = FORMATS[name]
+        file = args.out / filename
+        run = write(detector, image, file)
+        agreement = agree(run, images, expected)
+        at = " and ".join(map(size, images))
+        say(
+            f"{file}: {agreement.detections} detections at {at} as in PyTorch, "
+            f"boxes within {agreement.box:.1g} px, scores within {agreement.score:.1g}"
+        )
+        programs[f"student, {name}"] = timed(run, image)
+        rows[f"student, {name}"] = os.path.getsize(file) / 1e6, None
+    threads = torch.get_num_threads()
+    say(f"\n{args.runs} runs in turn, at {size(image)}, on {threads} thread{'s' * (threads > 1)} of a CPU")
+    table(rows, in_turn(programs, args.runs, torch.device("cpu"), WARM_UP))
+
+
+def eager(network: Network, image: Tensor, image_format: str) -> Callable[[], object]:
+    """A run of Detectron2's network on the image, in the network's own channel order."""
+    pixels = image if network.input_format == image_format else image.flip(0)
+
+    def run() -> object:
+        with torch.no_grad():
+            return network.model([{"image": pixels}])
+
+    return run
+
+
+def timed(run: Runnable, image: Tensor) -> Callable[[], object]:
+    return lambda: run(image)
+
+
+def agree(run: Runnable, images: Sequence[Tensor], expected: Sequence[dict[str, Tensor]]) -> Agreement:
+    """Compare what a program detects in all images with what is expected."""
+    first, second = (compare(e, run(x)) for e, x in zip(expected, images))
+    return first + second
+
+
+def size(image: Tensor) -> str:
+    return "x".join(map(str, image.shape[1:]))
+
+
+def table(rows: dict[str, tuple[float, int | None]], latencies: dict[str, Timing]) -> None:
+    say(f"{'':22} {'MB':>7} {'parameters':>12} {'min ms':>8} {'median ms':>10}")
+    for name, (megabytes, parameters) in rows.items():
+        count = "" if parameters is None else f"{parameters:,}"
+        minimum, median = (1e3 * seconds for seconds in latencies[name])
+        say(f"{name:22} {megabytes:7.1f} {count:>12} {minimum:8.1f} {median:10.1f}")
+
+
+def say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
