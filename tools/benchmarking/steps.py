@@ -48,6 +48,7 @@ class Bench:
         cfg = cfg.clone()
         cfg.defrost()
         cfg.MODEL.WEIGHTS, cfg.DISTILL.METHODS, cfg.DISTILL.ENABLED = "", [method], True
+        cfg.SOLVER.BASE_LR = 0.0  # noise would soon drive random weights out of bounds
         self.device, self.dtype = torch.device(cfg.MODEL.DEVICE), dtype
         torch.manual_seed(0)
         weights = folder / "teacher.pth"
