@@ -101,7 +101,7 @@ def share_lines(method: str, steps: Record) -> Iterator[str]:
     yield (
         f"Matching of `{method}`: online, every {schedule['ONLINE_EVERY']}th step, {shares['online']:.2%} of "
         f"the training time and no extra batch; by pass, {schedule['NUM_IMAGES']} images every "
-        f"{schedule['PERIOD']} iterations, {shares['pass']:.2%}."
+        f"{schedule['PERIOD']} iterations of {schedule['batch']} images, {shares['pass']:.2%}."
     )
     yield ""
 

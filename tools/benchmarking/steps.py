@@ -144,11 +144,14 @@ def method_steps(bench: Bench, runs: int) -> dict[str, Any]:
     if matches:
         update, distilled = bench.cfg.DISTILL.MGD.UPDATE, seconds["distilled"].median
         per_image = seconds["pass"].median / len(bench.batch)
+        # Of the batch that is trained with, taking images to cost the same in batches of any size.
+        of_training = distilled / len(bench.batch) * bench.cfg.SOLVER.IMS_PER_BATCH * update.PERIOD
         found["shares"] = {
             "online": (seconds["observed"].median - distilled) / distilled / update.ONLINE_EVERY,
-            "pass": per_image * update.NUM_IMAGES / (distilled * update.PERIOD) if update.PERIOD else 0.0,
+            "pass": per_image * update.NUM_IMAGES / of_training if update.PERIOD else 0.0,
         }
         found["schedule"] = {key: update[key] for key in ("ONLINE_EVERY", "NUM_IMAGES", "PERIOD")}
+        found["schedule"]["batch"] = bench.cfg.SOLVER.IMS_PER_BATCH
     return found
 
 
