@@ -99,9 +99,10 @@ def step_lines(record: Record) -> Iterator[str]:
 def share_lines(method: str, steps: Record) -> Iterator[str]:
     schedule, shares = steps["schedule"], steps["shares"]
     yield (
-        f"Matching of `{method}`: online, every {schedule['ONLINE_EVERY']}th step, {shares['online']:.2%} of "
-        f"the training time and no extra batch; by pass, {schedule['NUM_IMAGES']} images every "
-        f"{schedule['PERIOD']} iterations of {schedule['batch']} images, {shares['pass']:.2%}."
+        f"Matching of `{method}`: online, every {schedule['online every']}th step, {shares['online']:.2%} of "
+        f"the training time and no extra batch; by pass, {schedule['passes']} times "
+        f"{schedule['images of a pass']} images in {schedule['iterations']} iterations of "
+        f"{schedule['batch']} images, {shares['pass']:.2%}."
     )
     yield ""
 

@@ -16,6 +16,7 @@ from detectron2.utils.events import EventStorage
 
 from benchmarking.timing import Job, in_turn
 from mgd_det.optimizer import build_optimizer
+from mgd_det.rematch import RematchHook
 from mgd_det.taps import sides
 from mgd_det.teacher import TeacherSpec
 from mgd_det.trainer import Trainer
@@ -143,16 +144,26 @@ def method_steps(bench: Bench, runs: int) -> dict[str, Any]:
     }
     if matches:
         update, distilled = bench.cfg.DISTILL.MGD.UPDATE, seconds["distilled"].median
-        per_image = seconds["pass"].median / len(bench.batch)
+        schedule = schedule_of(bench.cfg)
         # Of the batch that is trained with, taking images to cost the same in batches of any size.
-        of_training = distilled / len(bench.batch) * bench.cfg.SOLVER.IMS_PER_BATCH * update.PERIOD
+        in_passes = schedule["passes"] * schedule["images of a pass"] * seconds["pass"].median
         found["shares"] = {
             "online": (seconds["observed"].median - distilled) / distilled / update.ONLINE_EVERY,
-            "pass": per_image * update.NUM_IMAGES / of_training if update.PERIOD else 0.0,
+            "pass": in_passes / (schedule["iterations"] * schedule["batch"] * distilled),
         }
-        found["schedule"] = {key: update[key] for key in ("ONLINE_EVERY", "NUM_IMAGES", "PERIOD")}
-        found["schedule"]["batch"] = bench.cfg.SOLVER.IMS_PER_BATCH
+        found["schedule"] = {**schedule, "online every": update.ONLINE_EVERY}
     return found
+
+
+def schedule_of(cfg: CfgNode) -> dict[str, int]:
+    """How often a run of this config solves its matching, and from how much."""
+    updates, last = RematchHook.from_config(cfg)["updates"], cfg.SOLVER.MAX_ITER
+    return {
+        "passes": 1 + sum(updates.due(i) for i in range(1, last)),
+        "images of a pass": cfg.DISTILL.MGD.UPDATE.NUM_IMAGES,
+        "iterations": last,
+        "batch": cfg.SOLVER.IMS_PER_BATCH,
+    }
 
 
 def loader_share(cfg: CfgNode, batches: int, step: float) -> dict[str, Any]:
