@@ -11,13 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shlex
 import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ from benchmarking.losses import pooled_loss, re_solve  # noqa: E402  (found thro
 from benchmarking.memory import peak_memory  # noqa: E402
 from benchmarking.report import document, lines  # noqa: E402
 from benchmarking.steps import Bench, loader_share, method_steps  # noqa: E402
+from circumstances import circumstances  # noqa: E402
 
 from mgd_det.config import load_config  # noqa: E402
 from mgd_det.datasets import register_datasets  # noqa: E402
@@ -86,7 +85,11 @@ def main(argv: Sequence[str]) -> None:
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
-    record = {"command": shlex.join(["tools/benchmark.py", *argv]), **circumstances(), **found}
+    record = {
+        "command": shlex.join(["tools/benchmark.py", *argv]),
+        **circumstances(f"{torch.get_num_threads()} threads of torch"),
+        **found,
+    }
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(record, indent=2) + "\n")
@@ -125,24 +128,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         cfg.SOLVER.IMS_PER_BATCH = args.images
         found[DATA] = loader_share(cfg, args.runs, steps["seconds"]["distilled"]["median"])
     return found
-
-
-def circumstances() -> dict[str, str]:
-    """When, on what machine and with what versions this runs."""
-    from detectron2 import __version__ as detectron2_version
-
-    versions = {
-        "Python": platform.python_version(),
-        "torch": torch.__version__,
-        "Detectron2": detectron2_version,
-    }
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    threads = f"{torch.get_num_threads()} threads of torch"
-    return {
-        "date": date.today().isoformat(),
-        "machine": f"{platform.system()}, {platform.machine()}, {os.cpu_count()} CPU cores, {threads}, {gpu}",
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
-    }
 
 
 if __name__ == "__main__":

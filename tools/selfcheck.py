@@ -10,14 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shlex
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable
@@ -33,6 +31,7 @@ from checking.ranks import dead_rank, ranks, ranks_worker, two_agents  # noqa: E
 from checking.report import document  # noqa: E402
 from checking.resuming import kill_and_resume, stock_resume  # noqa: E402
 from checking.tiny import prepare  # noqa: E402
+from circumstances import circumstances  # noqa: E402
 
 
 def main(argv: Sequence[str]) -> int:
@@ -121,23 +120,6 @@ def report(record: dict[str, Any]) -> str:
     lines = [line(name, result) for name, result in results.items()]
     meanings = {n: str(check.func.__doc__) for n, check in all_checks(0, 0).items() if n in results}
     return document(record, lines, meanings)
-
-
-def circumstances() -> dict[str, str]:
-    """When, on what machine and with what versions this runs."""
-    from detectron2 import __version__ as detectron2_version
-
-    versions = {
-        "Python": platform.python_version(),
-        "torch": torch.__version__,
-        "Detectron2": detectron2_version,
-    }
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return {
-        "date": date.today().isoformat(),
-        "machine": f"{platform.system()}, {platform.machine()}, {os.cpu_count()} CPU cores, {gpu}",
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
-    }
 
 
 def stop(*signal_and_frame: Any) -> None:
