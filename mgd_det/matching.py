@@ -157,6 +157,13 @@ def assignment_cost(cost: Tensor, groups: Tensor) -> float:
     return pairs[(groups >= 0).to(cost.device)].mean().item()
 
 
+def matched_pairs(groups: Tensor, num_teacher: int) -> Tensor:
+    """(Cs, Ct) bool, on the CPU: which teacher channels are in which student channel's group."""
+    matched = torch.zeros(len(groups), num_teacher + 1, dtype=torch.bool)
+    matched.scatter_(1, torch.where(groups < 0, num_teacher, groups).cpu(), True)
+    return matched[:, :num_teacher]
+
+
 def changed_share(before: Tensor, after: Tensor, num_teacher: int) -> float:
     """Share of teacher channels, among those used before or after, whose set of students changed.
 
@@ -164,13 +171,7 @@ def changed_share(before: Tensor, after: Tensor, num_teacher: int) -> float:
         before, after: (Cs, G) groups.
         num_teacher: Ct.
     """
-
-    def incidence(groups: Tensor) -> Tensor:
-        used = torch.zeros(len(groups), num_teacher + 1, dtype=torch.bool)
-        used.scatter_(1, torch.where(groups < 0, num_teacher, groups).cpu(), True)
-        return used[:, :num_teacher]
-
-    old, new = incidence(before), incidence(after)
+    old, new = matched_pairs(before, num_teacher), matched_pairs(after, num_teacher)
     used = (old | new).any(0)
     return ((old != new).any(0) & used).sum().item() / max(int(used.sum()), 1)
 

@@ -129,13 +129,6 @@ def teacher_uses(groups: Tensor, num_teacher: int) -> list[int]:
     return torch.bincount(torch.bincount(groups[groups >= 0], minlength=num_teacher)).tolist()
 
 
-def matched_pairs(groups: Tensor, num_teacher: int) -> Tensor:
-    """(Cs, Ct) bool: which teacher channels are in which student channel's group."""
-    matched = torch.zeros(len(groups), num_teacher + 1, dtype=torch.bool)
-    matched.scatter_(1, torch.where(groups < 0, num_teacher, groups), True)
-    return matched[:, :num_teacher]
-
-
 def typical_channels(cost: Tensor, groups: Tensor, shares: tuple[float, ...]) -> list[int]:
     """Student channels that are so far along the order from the cheapest group (0) to the dearest (1)."""
     students, _ = order_by_groups(cost, groups)

@@ -10,11 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from mgd_det.matching import assignment_cost
+from mgd_det.matching import assignment_cost, matched_pairs
 from visualizing.matching import (
     TapMatching,
     group_sizes,
-    matched_pairs,
     order_by_groups,
     teacher_uses,
 )
