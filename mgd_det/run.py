@@ -35,6 +35,7 @@ from .lazy import lazy_student, load_lazy, save_lazy
 from .optimizer import check_resumed_optimizer
 from .rematch import RematchHook
 from .rng import isolated_rng
+from .suggest import check_suggestion, suggest_weights
 from .summary import check_baseline, summary
 from .teacher import TeacherSpec
 from .trainer import Trainer, check_solver, is_distiller
@@ -43,10 +44,17 @@ logger = logging.getLogger("detectron2." + __name__)
 
 
 def argument_parser(epilog: str) -> argparse.ArgumentParser:
-    """Detectron2's arguments, and `--eval-teacher`."""
+    """Detectron2's arguments, `--eval-teacher` and `--suggest-weights`."""
     parser = default_argument_parser(epilog)
     parser.add_argument(
         "--eval-teacher", action="store_true", help="evaluate the teacher alone on DATASETS.TEST"
+    )
+    parser.add_argument(
+        "--suggest-weights",
+        type=int,
+        metavar="ITERATIONS",
+        help="train for so many iterations, 100 for example, write nothing, and print which weights of the "
+        "distillation losses their gradients suggest",
     )
     parser.set_defaults(num_gpus=min(torch.cuda.device_count(), 1))
     return parser
@@ -104,6 +112,9 @@ def check(args: Any) -> None:
     check_datasets(cfg, training=training, model=teacher_test_config(cfg) if args.eval_teacher else cfg)
     if training and is_distiller(cfg):
         check_teacher_settings(cfg)
+    if args.suggest_weights is not None:
+        alone = training and not args.resume
+        check_suggestion(cfg, args.suggest_weights, alone=alone)
     check_solver(cfg, world_size(args))
     check_output(cfg)
     if training:
@@ -139,6 +150,9 @@ def check_shared_output(cfg: CfgNode, *, resume: bool) -> int:
 def run(args: Any) -> None:
     """One process of a run."""
     cfg = read_config(args)
+    if args.suggest_weights is not None:
+        suggest_weights(cfg, args.suggest_weights)
+        return
     if cfg.DISTILL.EXACT_RESUME and not (args.eval_only or args.eval_teacher):
         resolve_seed(cfg, resume=args.resume)
     cfg.freeze()

@@ -24,6 +24,8 @@ examples:
         MODEL.WEIGHTS output/retinanet_r18_mgd/model_final.pth
   evaluate the teacher on the same data
     tools/train_net.py --config-file configs/retinanet_r18_mgd.yaml --eval-teacher
+  which weights do the gradients of 100 iterations suggest? (writes nothing)
+    tools/train_net.py --config-file configs/retinanet_r18_mgd.yaml --suggest-weights 100
   one process per rank on CPUs
     torchrun --nproc_per_node 2 tools/train_net.py --config-file CONFIG --num-gpus 0
 """

@@ -138,6 +138,10 @@ class Method(nn.Module):
         """The losses that `forward` returns, by name."""
         raise NotImplementedError
 
+    def weight_key(self, loss: str) -> str:
+        """The key, in the method's config node, of a loss's weight; `WEIGHTS` holds one for each tap."""
+        return "WEIGHT"
+
     def get_extra_state(self) -> dict[str, Any]:
         """What must survive a resume beside the parameters: tensors and plain values."""
         return {"taps": list(self.taps)}

@@ -47,6 +47,9 @@ class AdaptedImitation(Method):
     def losses(self) -> dict[str, LossInfo]:
         return {f"loss_{self.name}_{tap}": LossInfo(tap, w) for tap, w in self.weights.items()}
 
+    def weight_key(self, loss: str) -> str:
+        return "WEIGHTS"
+
     def forward(self, features: Features) -> dict[str, Tensor]:
         return {name: self._loss(tap, features[tap]) * w for name, (tap, w) in self.losses.items()}
 

@@ -108,6 +108,9 @@ class Logits(Method):
                 losses["loss_logits_ctr"] = LossInfo(PREDICTIONS, self.box_weight)
         return losses
 
+    def weight_key(self, loss: str) -> str:
+        return "WEIGHT" if loss == "loss_logits_cls" else "BOX_WEIGHT"
+
     def forward(self, features: Features) -> dict[str, Tensor]:
         student, teacher, mask = pair = features[PREDICTIONS]
         if self.head.softmax:

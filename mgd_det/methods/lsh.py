@@ -90,6 +90,9 @@ class LSH(Method):
             for term in self.terms
         }
 
+    def weight_key(self, loss: str) -> str:
+        return "WEIGHTS"
+
     def forward(self, features: Features) -> dict[str, Tensor]:
         losses = {}
         for tap in self.taps:

@@ -143,6 +143,9 @@ class MGD(Method):
     def losses(self) -> dict[str, LossInfo]:
         return {f"loss_mgd_{tap}": LossInfo(tap, weight) for tap, weight in self.weights.items()}
 
+    def weight_key(self, loss: str) -> str:
+        return "WEIGHTS"
+
     def forward(self, features: Features) -> dict[str, Tensor]:
         losses = {}
         noise = self._noise(features[self.taps[0]].student.device) if self.reducer.random else None
