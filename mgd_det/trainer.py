@@ -38,7 +38,7 @@ class Trainer(DefaultTrainer):
         if cfg.DISTILL.EXACT_RESUME:
             check_sampler(cfg)
             check_seed(cfg)
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         # The same order as in DefaultTrainer: each of these draws from the global random streams.
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -115,6 +115,24 @@ class Trainer(DefaultTrainer):
         for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_lr()):
             group["lr"] = lr
 
+    @staticmethod
+    def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
+        """As in DefaultTrainer; SOLVER.REFERENCE_WORLD_SIZE scales the iterations of DISTILL along."""
+        scaled = DefaultTrainer.auto_scale_workers(cfg, num_workers)
+        if scaled is cfg:
+            return cfg
+        longer = cfg.SOLVER.REFERENCE_WORLD_SIZE / num_workers
+        scaled.defrost()
+        update, schedule = scaled.DISTILL.MGD.UPDATE, scaled.DISTILL.SCHEDULE
+        for node, keys in ((update, ("PERIOD", "SLOW_AFTER", "SLOW_PERIOD", "UNTIL")), (schedule, schedule)):
+            for key in keys:
+                # Not to 0, which switches off.
+                node[key] = max(round(node[key] * longer), min(node[key], 1))
+        update.ITERATIONS = [round(iteration * longer) for iteration in update.ITERATIONS]
+        if cfg.is_frozen():
+            scaled.freeze()
+        return scaled
+
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """As stock, and `MODEL.RESNETS.ZERO_INIT_RESIDUAL`."""
@@ -174,6 +192,8 @@ def check_solver(cfg: CfgNode, world_size: int) -> None:
     if cfg.SOLVER.AMP.DTYPE not in DTYPES:
         key, choices = "SOLVER.AMP.DTYPE", " or ".join(map(repr, DTYPES))
         raise ConfigError(key, cfg.SOLVER.AMP.DTYPE, "not a precision of autocast", f"Choose {choices}.")
+    # Where Detectron2 scales the batch, each process has the share that it would have had of that number.
+    world_size = cfg.SOLVER.REFERENCE_WORLD_SIZE or world_size
     if cfg.SOLVER.IMS_PER_BATCH % world_size:
         raise ConfigError(
             "SOLVER.IMS_PER_BATCH",
