@@ -71,6 +71,9 @@ def check_suggestion(cfg: CfgNode, iterations: int, *, alone: bool) -> None:
     if not (is_distiller(cfg) and cfg.DISTILL.METHODS):
         problem, remedy = "no method adds a loss", "Set DISTILL.ENABLED True and DISTILL.METHODS '[\"mgd\"]'."
         raise ConfigError(key, iterations, problem, remedy)
+    if iterations > cfg.SOLVER.MAX_ITER:
+        problem = f"more than the {cfg.SOLVER.MAX_ITER} of SOLVER.MAX_ITER"
+        raise ConfigError(key, iterations, problem, "Give fewer, or a longer run.")
 
 
 def suggest_weights(cfg: CfgNode, iterations: int) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 # Before torch starts its threads: tests run side by side, and threads that spin starve the others.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("DETECTRON2_DATASETS", None)  # COCO is not there, wherever the suite runs
 
 import pytest
 import torch

@@ -5,19 +5,22 @@ from __future__ import annotations
 
 import argparse
 import json
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
 from matplotlib.patches import Rectangle
-from PIL import Image
+from PIL import Image, ImageOps
 
 EXAMPLES = """
 examples:
   tools/draw_detections.py --annotations datasets/demo/annotations/val.json --images datasets/demo/val \\
       --results teacher=output/demo/teacher/inference/coco_instances_results.json \\
                 student=output/demo/student/inference/coco_instances_results.json --out detections.png
+  tools/draw_detections.py --annotations mine/val.json --images mine/images --out boxes.png
+      (ground truth alone)
 """
 
 
@@ -27,14 +30,15 @@ def main() -> None:
     )
     parser.add_argument("--annotations", type=Path, required=True, help="COCO-format ground truth")
     parser.add_argument("--images", type=Path, required=True, help="folder of its images")
-    parser.add_argument("--results", nargs="+", metavar="TITLE=FILE", required=True)
+    parser.add_argument("--results", nargs="+", metavar="TITLE=FILE", default=[], help="of evaluations")
     parser.add_argument("--out", type=Path, required=True, help="PNG to write")
     parser.add_argument("--score", type=float, default=0.3, help="least score drawn (default: 0.3)")
     parser.add_argument("--count", type=int, default=6, help="images drawn (default: 6)")
     args = parser.parse_args()
 
     truth = json.loads(args.annotations.read_text())
-    rows: dict[str, list[dict[str, Any]]] = {"ground truth": truth["annotations"]}
+    objects = [a for a in truth["annotations"] if not a.get("iscrowd", 0)]
+    rows: dict[str, list[dict[str, Any]]] = {"ground truth": objects}
     for entry in args.results:
         title, file = entry.split("=", 1)
         found = json.loads(Path(file).read_text())
@@ -53,12 +57,13 @@ def draw(
 ) -> None:
     """One row a source of boxes, one column an image."""
     matplotlib.use("Agg")
-    colours = dict(zip(categories, plt.get_cmap("tab10").colors))  # type: ignore[attr-defined]
+    colours = dict(zip(categories, cycle(plt.get_cmap("tab10").colors)))  # type: ignore[attr-defined]
     size = (1.9 * len(images), 2.0 * len(rows))
     figure, axes = plt.subplots(len(rows), len(images), figsize=size, squeeze=False)
     for axis_row, (title, boxes) in zip(axes, rows.items()):
         for axis, image in zip(axis_row, images):
-            axis.imshow(Image.open(folder / image["file_name"]).convert("RGB"))
+            upright = ImageOps.exif_transpose(Image.open(folder / image["file_name"]))
+            axis.imshow(upright.convert("RGB"))
             axis.set(xticks=[], yticks=[])
             for box in (b for b in boxes if b["image_id"] == image["id"]):
                 draw_box(axis, box, categories, colours)
@@ -71,7 +76,7 @@ def draw(
 
 def draw_box(axis: Any, box: dict[str, Any], categories: dict[int, str], colours: dict[int, Any]) -> None:
     x, y, w, h = box["bbox"]
-    colour = colours.get(box["category_id"], "white")
+    colour = colours[box["category_id"]]
     axis.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor=colour, linewidth=1.5))
     label = categories[box["category_id"]]
     if "score" in box:

@@ -17,14 +17,15 @@ LEAST_SCORE = 0.3  # of a box that is drawn
 LEAST_IOU = 0.5  # of a box that is right, as for AP50
 
 
-def judge(found: Sequence[Box], truth: Sequence[Box]) -> list[bool]:
+def judge(found: Sequence[Box], truth: Sequence[Box], crowds: Sequence[Box] = ()) -> list[bool | None]:
     """Which of the boxes found are right, as COCO evaluation decides it at one threshold.
 
     From the highest score on, each takes the free true box of its class that it overlaps most, if their
-    intersection over union (IoU) is at least `LEAST_IOU`.
+    intersection over union (IoU) is at least `LEAST_IOU`. One that takes none is wrong, False; or nothing is
+    said of it, None, where as much of its area lies in a crowd of its class.
     """
     free = set(range(len(truth)))
-    right = [False] * len(found)
+    right = [None if any(in_crowd(box, crowd) for crowd in crowds) else False for box in found]
     for index in sorted(range(len(found)), key=lambda i: -(found[i].score or 0)):
         mine = [j for j in sorted(free) if truth[j].label == found[index].label]
         best = max(mine, key=lambda j: overlap(found[index], truth[j]), default=None)
@@ -34,13 +35,21 @@ def judge(found: Sequence[Box], truth: Sequence[Box]) -> list[bool]:
     return right
 
 
+def in_crowd(box: Box, crowd: Box) -> bool:
+    return box.label == crowd.label and shared_area(box, crowd) >= LEAST_IOU * area(box)
+
+
 def overlap(a: Box, b: Box) -> float:
     """Intersection over union of two boxes, 0 where neither has an area."""
-    width = min(a.corners[2], b.corners[2]) - max(a.corners[0], b.corners[0])
-    height = min(a.corners[3], b.corners[3]) - max(a.corners[1], b.corners[1])
-    shared = max(width, 0) * max(height, 0)
+    shared = shared_area(a, b)
     union = area(a) + area(b) - shared
     return shared / union if union else 0.0
+
+
+def shared_area(a: Box, b: Box) -> float:
+    width = min(a.corners[2], b.corners[2]) - max(a.corners[0], b.corners[0])
+    height = min(a.corners[3], b.corners[3]) - max(a.corners[1], b.corners[1])
+    return max(width, 0) * max(height, 0)
 
 
 def area(box: Box) -> float:
@@ -65,11 +74,14 @@ def draw_detections(
     figure = new_figure(rows * (min(panel, 4.0) + 0.2))
     axes = figure.subplots(rows, 2, squeeze=False).flatten().tolist()
     titles = [f"ground truth: {len(sample.truth)} objects"]
+    titles[0] += ", crowds dashed" if sample.crowds else ""
     draw_boxes(axes[0], sample.truth, [True] * len(sample.truth), classes)
+    draw_boxes(axes[0], sample.crowds, [False] * len(sample.crowds), classes)
     for axis, (name, boxes) in zip(axes[1:], found.items()):
-        right = judge(boxes, sample.truth)
+        right = judge(boxes, sample.truth, sample.crowds)
         draw_boxes(axis, boxes, right, classes)
-        titles.append(f"{name}: {sum(right)} of {len(sample.truth)} found, {len(right) - sum(right)} wrong")
+        wrong = right.count(False)
+        titles.append(f"{name}: {right.count(True)} of {len(sample.truth)} found, {wrong} wrong")
     for axis, title in zip(axes, titles):
         axis.imshow(image)
         axis.set_title(title, loc="left", pad=3)
@@ -84,9 +96,12 @@ def draw_detections(
     )
 
 
-def draw_boxes(axis: Axes, boxes: Sequence[Box], right: Sequence[bool], classes: Sequence[str]) -> None:
+def draw_boxes(
+    axis: Axes, boxes: Sequence[Box], right: Sequence[bool | None], classes: Sequence[str]
+) -> None:
     """Boxes with class and score: labels of right ones above, of wrong ones, which are dashed, below."""
-    for box, is_right in sorted(zip(boxes, right), key=lambda pair: pair[1]):  # right ones on top
+    judged = [(box, is_right) for box, is_right in zip(boxes, right) if is_right is not None]
+    for box, is_right in sorted(judged, key=lambda pair: pair[1]):  # right ones on top
         x0, y0, x1, y1 = box.corners
         shade = colour(box.label)
         look: dict[str, Any] = (

@@ -32,6 +32,7 @@ class Sample(NamedTuple):
 
     record: dict[str, Any]  # as Detectron2's catalogs have it
     truth: list[Box]
+    crowds: list[Box]
 
 
 class Images(NamedTuple):
@@ -54,20 +55,19 @@ def find_images(run: Run, count: int) -> Images:
     records = get_detection_dataset_dicts(name, filter_empty=False)
     count = min(count, len(records))
     chosen = [records[i * len(records) // count] for i in range(count)]
-    samples = [Sample(record, ground_truth(record)) for record in chosen]
+    samples = [Sample(record, *ground_truth(record)) for record in chosen]
     return Images(samples, list(MetadataCatalog.get(name).thing_classes), name)
 
 
-def ground_truth(record: dict[str, Any]) -> list[Box]:
-    """The boxes of an image, crowds left out."""
-    return [
-        Box(
-            tuple(BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)),
-            annotation["category_id"],
-        )
-        for annotation in record.get("annotations", [])
-        if not annotation.get("iscrowd", 0)
-    ]
+def ground_truth(record: dict[str, Any]) -> tuple[list[Box], list[Box]]:
+    """The boxes of an image: of objects, and of crowds."""
+    objects: list[Box] = []
+    crowds: list[Box] = []
+    for annotation in record.get("annotations", []):
+        corners = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+        kind = crowds if annotation.get("iscrowd", 0) else objects
+        kind.append(Box(tuple(corners), annotation["category_id"]))
+    return objects, crowds
 
 
 def load_run_student(run: Run, like: CfgNode) -> nn.Module:

@@ -49,8 +49,8 @@ DETECTIONS = (
     "{count} images at equal distances in {dataset}, so that nobody picked them. A solid box is right: its "
     "class is right and it overlaps the true box by half or more (IoU of 0.5, counted as for AP50). A dashed "
     "one is wrong: another class, badly placed, or a second box on one object. Behind the class stands the "
-    "score in %; boxes below {least} are not drawn. A few images are an illustration; the measure is AP over "
-    "the whole set."
+    "score in %; boxes below {least} are not drawn, nor those in a crowd, which count neither way. A few "
+    "images are an illustration; the measure is AP over the whole set."
 )
 CURVES = (
     "From metrics.json, one line for each run; of the losses Detectron2 logs medians over 20 iterations. "
