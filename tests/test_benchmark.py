@@ -70,7 +70,20 @@ def record(demo_data, tmp_path_factory) -> dict:
         *("DISTILL.TEACHER.CONFIG_FILE", "configs/demo/teacher.yaml"),
     ]
     command = [sys.executable, "tools/benchmark.py", "--config-file", "configs/demo/student_mgd.yaml"]
-    command += ["--only", "steps", "memory", "data", "--runs", "1", "--images", "2", "--size", "64", "96"]
+    command += [
+        "--only",
+        "steps",
+        "memory",
+        "taps",
+        "data",
+        "--runs",
+        "1",
+        "--images",
+        "2",
+        "--size",
+        "64",
+        "96",
+    ]
     command += ["--device", "cpu", "--json", str(file), "--", *opts]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -84,6 +97,16 @@ def test_a_run_of_the_command(record):
     assert set(seconds) == {"student", "floor", "distilled", "observed", "pass"}
     assert steps["over the floor"]["minimum"] == pytest.approx(seconds["distilled"] / seconds["floor"])
     assert record["memory"]["mgd"]["floor"] > 0
+    assert [row["taps"] for row in record["taps"]["mgd"]] == [
+        ["res3"],
+        ["res3", "res4"],
+        ["res3", "res4", "res5"],
+    ]
+    flops = [steps["flops"], *(row["flops"] for row in record["taps"]["mgd"])]
+    assert len({counted["student"] for counted in flops}) == 1
+    # The teacher stops behind the last tap; MGD has no convolution of its own.
+    floors = [counted["floor"] for counted in flops]
+    assert flops[0]["student"] < floors[1] < floors[2] < floors[3] == floors[0] == flops[0]["distilled"]
     assert record["data"]["workers"] == 1
 
 

@@ -28,7 +28,7 @@ import torch  # noqa: E402
 from benchmarking.losses import pooled_loss, re_solve  # noqa: E402  (found through the path above)
 from benchmarking.memory import peak_memory  # noqa: E402
 from benchmarking.report import document, lines  # noqa: E402
-from benchmarking.steps import Bench, loader_share, method_steps  # noqa: E402
+from benchmarking.steps import Bench, loader_share, method_steps, tap_growth  # noqa: E402
 from circumstances import circumstances  # noqa: E402
 
 from mgd_det.config import load_config  # noqa: E402
@@ -37,7 +37,8 @@ from mgd_det.errors import ConfigError  # noqa: E402
 from mgd_det.mixed_precision import DTYPES  # noqa: E402
 
 PARTS = ("loss", "solve", "steps", "memory")
-DATA = "data"  # only where it is asked for: the training set must be there
+# Only where they are asked for: for "data" the training set must be there, "taps" takes long.
+DATA, TAPS = "data", "taps"
 EXAMPLES = """
 examples:
   tools/benchmark.py                                  (RetinaNet R-50 to R-18 at COCO's size; slow on a CPU)
@@ -52,9 +53,9 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parts = f"of {', '.join(PARTS)} (default: all of them) and {DATA}, which needs the training set"
+    parts = f"of {', '.join(PARTS)} (default: all of them), {TAPS} and {DATA}, which needs the training set"
     parser.add_argument(
-        "--only", nargs="+", choices=(*PARTS, DATA), default=PARTS, metavar="PART", help=parts
+        "--only", nargs="+", choices=(*PARTS, TAPS, DATA), default=PARTS, metavar="PART", help=parts
     )
     parser.add_argument("--config-file", default="configs/retinanet_r18_mgd.yaml", metavar="FILE")
     parser.add_argument(
@@ -107,7 +108,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if "solve" in args.only:
         found["solve"] = re_solve(args.runs)
     dtype = DTYPES[args.dtype] if args.dtype else None
-    wanted = {part for part in ("steps", "memory", DATA) if part in args.only}
+    wanted = {part for part in ("steps", "memory", TAPS, DATA) if part in args.only}
     if not wanted:
         return found
     found["setting"] = {
@@ -122,6 +123,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             arguments = (cfg, method, Path(folder), args.images, tuple(args.size), dtype)
             if wanted & {"steps", DATA}:
                 steps = found.setdefault("steps", {})[method] = method_steps(Bench(*arguments), args.runs)
+            if TAPS in wanted and "TAPS" in cfg.DISTILL[method.upper()]:
+                found.setdefault(TAPS, {})[method] = tap_growth(cfg, method, arguments[2:], args.runs)
             if "memory" in wanted:
                 found.setdefault("memory", {})[method] = peak_memory(*arguments)
     if DATA in wanted:

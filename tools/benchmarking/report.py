@@ -22,7 +22,9 @@ the minima, the one in brackets that of the medians. Times belong to the machine
 - **The floor** of a distilled step is the student's own training step and as much of the teacher's forward
   pass as the taps need: nobody can distil for less. Both networks have random weights and see noise with
   boxes, in images of different sizes, so that there is padding. What the methods learn beside the student is
-  above the floor: the convolutions of `channel_mlp`, and most of all the 4,096 projections of `lsh`.
+  above the floor: the convolutions of `channel_mlp`, and most of all the 4,096 projections of `lsh`. Its
+  limit, beside a step over the student's alone, is that of arithmetic: multiplications and additions in
+  convolutions and matrix products, those of the floor over those of the student.
 - **The loss** is absolute max pooling (AMP, not mixed precision) with the partial L2 distance, forward and
   backward, beside a warm copy of the teacher's features into memory that is there already. Its limit counts
   the bytes that must move: teacher and student are read, the distances written and read again, the gradient
@@ -41,8 +43,12 @@ def lines(record: Record) -> Iterator[str]:
         yield from loss_lines(record["loss"])
     if "solve" in record:
         yield from solve_lines(record["solve"])
+    if {"steps", "memory", "taps"} & set(record):
+        yield from setting_lines(record["setting"])
     if "steps" in record or "memory" in record:
         yield from step_lines(record)
+    for method, rows in record.get("taps", {}).items():
+        yield from tap_lines(method, rows)
     for method, steps in record.get("steps", {}).items():
         if "shares" in steps:
             yield from share_lines(method, steps)
@@ -76,8 +82,7 @@ def solve_lines(rows: Sequence[Record]) -> Iterator[str]:
     yield ""
 
 
-def step_lines(record: Record) -> Iterator[str]:
-    setting = record["setting"]
+def setting_lines(setting: Record) -> Iterator[str]:
     height, width = setting["size"]
     overrides = f", {' '.join(setting['overrides'])}" if setting["overrides"] else ""
     yield (
@@ -85,14 +90,39 @@ def step_lines(record: Record) -> Iterator[str]:
         f"{setting['dtype']}."
     )
     yield ""
-    yield "| distilled step | takes | over the floor | over the student alone | peak memory over the floor |"
-    yield "|---|---:|---:|---:|---:|"
+
+
+def step_lines(record: Record) -> Iterator[str]:
+    yield (
+        "| distilled step | takes | over the floor | over the student alone | its limit | "
+        "peak memory over the floor |"
+    )
+    yield "|---|---:|---:|---:|---:|---:|"
     for method in {**record.get("steps", {}), **record.get("memory", {})}:
         steps, memory = record.get("steps", {}).get(method), record.get("memory", {}).get(method)
-        takes = f"{steps['seconds']['distilled']['median']:.3f} s" if steps else "-"
-        over = [ratio(steps[f"over the {what}"]) if steps else "-" for what in ("floor", "student")]
         peak = f"{memory['distilled'] / memory['floor']:.3f}" if memory else "-"
-        yield f"| {' | '.join([method, takes, *over, peak])} |"
+        yield f"| {' | '.join([method, *step_cells(steps), peak])} |"
+    yield ""
+
+
+def step_cells(steps: Record | None) -> list[str]:
+    """Seconds, ratios, and the limit that arithmetic alone sets to the last one."""
+    if steps is None:
+        return ["-"] * 4
+    flops = steps.get("flops")
+    return [
+        f"{steps['seconds']['distilled']['median']:.3f} s",
+        ratio(steps["over the floor"]),
+        ratio(steps["over the student"]),
+        f"{flops['floor'] / flops['student']:.2f}" if flops else "-",
+    ]
+
+
+def tap_lines(method: str, rows: Sequence[Record]) -> Iterator[str]:
+    yield f"| distilled step of `{method}` at | takes | over the floor | over the student alone | its limit |"
+    yield "|---|---:|---:|---:|---:|"
+    for row in rows:
+        yield f"| {' | '.join([', '.join(row['taps']), *step_cells(row)])} |"
     yield ""
 
 

@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarking.timing import Job, in_turn
 from mgd_det.optimizer import build_optimizer
@@ -137,10 +138,12 @@ def method_steps(bench: Bench, runs: int) -> dict[str, Any]:
     if matches:
         jobs |= {"observed": bench.observed_step, "pass": bench.matching_pass}
     seconds = in_turn(jobs, runs, bench.device)
+    kinds = ("student", "floor", "distilled")
     found: dict[str, Any] = {
         "seconds": {name: timing._asdict() for name, timing in seconds.items()},
         "over the floor": seconds["distilled"].over(seconds["floor"])._asdict(),
         "over the student": seconds["distilled"].over(seconds["student"])._asdict(),
+        "flops": {kind: count_flops(jobs[kind]) for kind in kinds},
     }
     if matches:
         update, distilled = bench.cfg.DISTILL.MGD.UPDATE, seconds["distilled"].median
@@ -153,6 +156,30 @@ def method_steps(bench: Bench, runs: int) -> dict[str, Any]:
         }
         found["schedule"] = {**schedule, "online every": update.ONLINE_EVERY}
     return found
+
+
+def count_flops(step: Job) -> int:
+    """Multiplications and additions of a step's convolutions and matrix products, forward and backward."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def tap_growth(cfg: CfgNode, method: str, arguments: tuple[Any, ...], runs: int) -> list[dict[str, Any]]:
+    """Steps with the method's first tap alone, with its first two, and so on.
+
+    Args:
+        arguments: of :class:`Bench`, behind the method.
+    """
+    rows = []
+    for number in range(1, len(cfg.DISTILL[method.upper()].TAPS) + 1):
+        fewer = cfg.clone()
+        node = fewer.DISTILL[method.upper()]
+        node.TAPS = node.TAPS[:number]
+        node.WEIGHTS = node.WEIGHTS[:number]  # one for all, or one for each
+        steps = method_steps(Bench(fewer, method, *arguments), runs)
+        rows.append({"taps": list(node.TAPS), **steps})
+    return rows
 
 
 def schedule_of(cfg: CfgNode) -> dict[str, int]:
