@@ -83,12 +83,11 @@ RECORDS = [
 ITERATIONS = {"alone": 300, "mgd | new": 300, "long": 600, "not yet": 300}
 
 
-def write_report(folder: Path, records=RECORDS) -> str:
+def write_report(folder: Path, records=RECORDS, pairs=()) -> str:
     facts = {"command": "python tools/compare.py x.yaml", "data": "a to train, b to measure"}
     seeds = [1, 2, 3]
-    return report.write_report(
-        folder, records, iterations=ITERATIONS, baseline="alone", seeds=seeds, facts=facts
-    )
+    arms = {"iterations": ITERATIONS, "baseline": "alone", "seeds": seeds}
+    return report.write_report(folder, records, facts=facts, pairs=pairs, **arms)
 
 
 def test_table(tmp_path):
@@ -120,6 +119,21 @@ def test_report_files_say_the_same(tmp_path):
     assert float(rows[1]["half_width"]) == arms[1]["half_width"] == pytest.approx(2.484, abs=1e-3)
     assert rows[3]["ap"] == "" and arms[3]["ap"] is None
     assert arms[1]["differences"] == {"1": 1.0, "2": 2.0, "3": 3.0}
+
+
+def test_pairs_are_compared_over_the_seeds_that_both_have(tmp_path):
+    """mgd | new: 11, 22, 33 with seeds 1, 2, 3; long: 19 with seed 2 alone."""
+    table = write_report(tmp_path, pairs=[("mgd | new", "long"), ("mgd | new", "alone"), ("long", "not yet")])
+    assert table.splitlines()[-5:] == [
+        "| arm | against | n | AP - AP | 95% interval |",
+        "|---|---|---:|---:|---:|",
+        "| mgd \\| new | long | 1 | +3.00 | - |",
+        "| mgd \\| new | alone | 3 | +2.00 | -0.48 to +4.48 |",
+        "| long | not yet | 0 | - | - |",
+    ]
+    assert table in (tmp_path / "report.md").read_text()
+    pairs = json.loads((tmp_path / "report.json").read_text())["pairs"]
+    assert pairs[1]["differences"] == {"1": 1.0, "2": 2.0, "3": 3.0}
 
 
 def test_picture_grows_with_the_arms(tmp_path):
@@ -212,6 +226,9 @@ BAD = [
     ({"seeds": ["1"]}, "seeds = ['1']: not a list"),
     ({"arms": {}}, "arms = {}: there are none"),
     ({"baseline": "mgd, not"}, "baseline = 'mgd, not': not one of the arms. Choose among ['alone', 'mgd']"),
+    ({"pairs": [["mgd", "gone"]]}, "pairs = ['mgd', 'gone']: not two of the arms. Give [ONE, OTHER], among"),
+    ({"pairs": ["mgd"]}, "pairs = 'mgd': not two of the arms"),
+    ({"pairs": [[["mgd"], "mgd"]]}, "pairs = [['mgd'], 'mgd']: not two of the arms"),
     ({"set": ["SOLVER.BASE_LR"]}, "set = ['SOLVER.BASE_LR']: an odd number of entries. Give pairs"),
     ({"set": ["NO.KEY", 1]}, "Non-existent key: NO.KEY"),
     ({"set": ["SEED", 1]}, "set = ['SEED', 1]: SEED is set for every run by seeds"),

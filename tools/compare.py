@@ -39,6 +39,8 @@ An experiment is a YAML file; its paths start at the repository:
   seeds: [11, 12, 13]
   baseline: student alone                 # the arm that the others are compared with
   set: [DATASETS.TEST, '("demo_test",)']  # overrides for all arms; may be left out
+  pairs:                                  # arms to compare with each other, too; may be left out
+    - [mgd, "mgd, random assignment"]
   arms:
     student alone: [DISTILL.ENABLED, false]
     mgd: []
@@ -118,6 +120,7 @@ def compare(path: Path, args: argparse.Namespace) -> int:
             "iterations": next(str(a.iterations) for a in experiment.arms if a.name == experiment.baseline),
             "data": experiment.data,
         },
+        pairs=experiment.pairs,
     )
     say(f"\n{table}\n\nreport: {experiment.results}/report.md, .csv, .json, .png")
     return code

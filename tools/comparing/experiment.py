@@ -22,8 +22,10 @@ TOP_KEYS: dict[str, type] = {
     "seeds": list,
     "baseline": str,
     "set": list,
+    "pairs": list,
     "arms": dict,
 }
+OPTIONAL = ("set", "pairs")
 ARM_KEYS: dict[str, type] = {"set": list, "iterations": int}
 KINDS = {str: "a text", int: "a whole number", list: "a list", dict: "a table"}
 # Set for every run by this tool.
@@ -46,6 +48,7 @@ class Experiment(NamedTuple):
     output: Path
     seeds: list[int]
     baseline: str
+    pairs: list[tuple[str, str]]  # of arms that are compared with each other, too
     arms: list[Arm]
     data: str  # what is trained on, and what AP is measured on
 
@@ -76,7 +79,7 @@ def read_experiment(path: Path) -> Experiment:
         raise ConfigError("EXPERIMENT", str(path), f"cannot be read ({error})", remedy) from error
     if not isinstance(document, dict):
         raise ConfigError("EXPERIMENT", str(path), "not a table", "Write one as --help shows it.")
-    check_table("", document, TOP_KEYS, required=[key for key in TOP_KEYS if key != "set"])
+    check_table("", document, TOP_KEYS, required=[key for key in TOP_KEYS if key not in OPTIONAL])
     config, shared = relative(Path(document["config"])), overrides("set", document.get("set", []))
     folders = {key: relative(Path(document[key])) for key in ("results", "output")}
     for key, folder in folders.items():
@@ -94,6 +97,11 @@ def read_experiment(path: Path) -> Experiment:
         problem = "not one of the arms"
         raise ConfigError("baseline", document["baseline"], problem, f"Choose among {names}.")
 
+    for pair in document.get("pairs", []):
+        if not (isinstance(pair, list) and len(pair) == 2 and all(arm in names for arm in pair)):
+            raise ConfigError("pairs", pair, "not two of the arms", f"Give [ONE, OTHER], among {names}.")
+    pairs = [(one, other) for one, other in document.get("pairs", [])]
+
     cfg = load_config(str(config), shared, key="config", opts_key="set")
     if len(cfg.DATASETS.TEST) != 1:
         problem = "AP is compared on one data set"
@@ -101,7 +109,9 @@ def read_experiment(path: Path) -> Experiment:
     for arm in arms:
         load_config(str(config), arm.overrides, key="config", opts_key=f"arms: {arm.name}")
     data = f"{', '.join(cfg.DATASETS.TRAIN)} to train, {cfg.DATASETS.TEST[0]} to measure"
-    return Experiment(config, seeds=seeds, baseline=document["baseline"], arms=arms, data=data, **folders)
+    return Experiment(
+        config, seeds=seeds, baseline=document["baseline"], pairs=pairs, arms=arms, data=data, **folders
+    )
 
 
 def read_arm(name: Any, entry: Any, shared: list[str], iterations: int) -> Arm:

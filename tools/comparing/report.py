@@ -11,7 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from comparing.summary import CONFIDENCE, Record, Row, summarise
+from comparing.summary import CONFIDENCE, Pair, Record, Row, compare_pairs, summarise
 
 BLUE, GREY = "#0072B2", "0.45"  # of the Okabe-Ito palette, which colour-blind readers can tell apart
 
@@ -39,6 +39,7 @@ def write_report(
     baseline: str,
     seeds: Sequence[int],
     facts: Mapping[str, str],
+    pairs: Sequence[tuple[str, str]] = (),
 ) -> str:
     """Write report.md, .csv, .json and .png; the markdown's table.
 
@@ -49,11 +50,15 @@ def write_report(
         baseline: the arm that the others are compared with.
         seeds: that every arm is to have.
         facts: what the experiment was, by name: the report's head.
+        pairs: of arms that are compared with each other, too.
     """
     rows = summarise(records, iterations, baseline, len(seeds))
-    (folder / "report.md").write_text(markdown(rows, baseline, facts, records), encoding="utf-8")
+    compared = compare_pairs(records, pairs)
+    (folder / "report.md").write_text(markdown(rows, compared, baseline, facts, records), encoding="utf-8")
     arms = [row._asdict() for row in rows]
     report = {**facts, **circumstances(records), "baseline": baseline, "seeds": list(seeds), "arms": arms}
+    if compared:
+        report["pairs"] = [pair._asdict() for pair in compared]
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     with (folder / "report.csv").open("w", newline="", encoding="utf-8") as f:
         columns = [name for name in Row._fields if name != "differences"]
@@ -61,10 +66,16 @@ def write_report(
         writer.writeheader()
         writer.writerows(arms)
     draw(rows, baseline, folder / "report.png")
-    return table(rows, baseline)
+    return "\n".join([table(rows, baseline), *pair_lines(compared)])
 
 
-def markdown(rows: Sequence[Row], baseline: str, facts: Mapping[str, str], records: Sequence[Record]) -> str:
+def markdown(
+    rows: Sequence[Row],
+    pairs: Sequence[Pair],
+    baseline: str,
+    facts: Mapping[str, str],
+    records: Sequence[Record],
+) -> str:
     """The report; `facts` are what the experiment was, by name, and come first."""
     found = circumstances(records)
     mixed = [name for name in ("machine", "versions") if len(found[name]) > 1]
@@ -83,6 +94,7 @@ def markdown(rows: Sequence[Row], baseline: str, facts: Mapping[str, str], recor
         *("| | |", "|---|---|", *(f"| {name} | {cell(value)} |" for name, value in facts.items())),
         "",
         table(rows, baseline),
+        *pair_lines(pairs),
         "",
         NOTES.format(confidence=CONFIDENCE) + (MIXED.format(what=" and ".join(mixed)) if mixed else ""),
         "![Paired differences to the baseline, with their intervals](report.png)",
@@ -110,19 +122,38 @@ def table(rows: Sequence[Row], baseline: str) -> str:
     ]
     for row in rows:
         length = "" if row.iterations == common else f" ({row.iterations} iterations)"
-        interval = "-"
-        if row.difference is not None and row.half_width is not None:
-            low, high = row.difference - row.half_width, row.difference + row.half_width
-            interval = f"{low:+.2f} to {high:+.2f}"
         cells = [
             *(cell(row.arm) + length, count(row)),
             *(number(row.ap, ".2f"), number(row.ap_sd, ".2f"), number(row.ap50, ".2f")),
-            *(number(row.difference, "+.2f"), interval),
+            *(number(row.difference, "+.2f"), interval(row)),
             *(number(row.seconds_per_iteration, ".3f"), number(row.seconds_ratio, ".2f")),
             *(number(row.memory_mib, ".0f"), number(row.memory_ratio, ".2f")),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def pair_lines(pairs: Sequence[Pair]) -> list[str]:
+    """A table in markdown of those compared with each other, behind an empty line; none without any."""
+    if not pairs:
+        return []
+    lines = ["", f"| arm | against | n | AP - AP | {CONFIDENCE:.0%} interval |", "|---|---|---:|---:|---:|"]
+    for pair in pairs:
+        cells = [
+            cell(pair.arm),
+            cell(pair.other),
+            str(pair.n),
+            number(pair.difference, "+.2f"),
+            interval(pair),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def interval(row: Row | Pair) -> str:
+    if row.difference is None or row.half_width is None:
+        return "-"
+    return f"{row.difference - row.half_width:+.2f} to {row.difference + row.half_width:+.2f}"
 
 
 def cell(text: str) -> str:

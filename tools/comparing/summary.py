@@ -32,6 +32,28 @@ class Row(NamedTuple):
     memory_ratio: float | None
 
 
+class Pair(NamedTuple):
+    """The paired difference of two arms; None is what they have too few seeds in common for."""
+
+    arm: str
+    other: str
+    n: int  # seeds that both have
+    difference: float | None  # mean of the arm's AP minus the other's
+    half_width: float | None
+    differences: dict[int, float]  # by seed
+
+
+def compare_pairs(records: Sequence[Record], pairs: Sequence[tuple[str, str]]) -> list[Pair]:
+    """Arms against each other, seed by seed."""
+    rows = []
+    for pair in pairs:
+        one, other = ({r["seed"]: r["AP"] for r in records if r["arm"] == arm} for arm in pair)
+        found = paired(one, other)
+        values = list(found.values())
+        rows.append(Pair(*pair, len(values), mean(values), half_width(values), found))
+    return rows
+
+
 def summarise(
     records: Sequence[Record], iterations: Mapping[str, int], baseline: str, n_wanted: int
 ) -> list[Row]:
