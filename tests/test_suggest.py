@@ -101,6 +101,7 @@ def test_the_command_suggests_the_same_whatever_the_weights_are_and_writes_nothi
             ["--suggest-weights", "9", "DISTILL.ENABLED", "False"],
             ["--suggest-weights = 9", "no method adds a loss", "DISTILL.ENABLED True"],
         ),
+        (["--suggest-weights", "5"], ["--suggest-weights = 5", "the 4 of SOLVER.MAX_ITER", "fewer"]),
     ],
 )
 def test_what_has_nothing_to_measure_is_refused(mgd_cfg, tmp_path, capsys, arguments, words):

@@ -139,6 +139,9 @@ def test_boxes_are_judged_as_for_ap50():
     assert detections.overlap(truth[0], truth[1]) == 0
     assert detections.overlap(Box((5, 5, 5, 5), 0), Box((5, 5, 5, 5), 0)) == 0
     assert detections.judge(found, truth) == [False, True, False, True, False]
+    crowd = Box((0, 0, 10, 4.5), 1)  # half of the second one, which is right all the same
+    assert detections.judge(found, truth, [crowd]) == [None, True, False, True, False]
+    assert detections.judge(found, truth, [Box((0, 0, 10, 3.9), 1)]) == [False, True, False, True, False]
 
 
 def test_labels_can_be_read_on_their_colour():
