@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 from conftest import CLASSES, small_config
+from detectron2.data import get_detection_dataset_dicts
 from detectron2.modeling import build_model
-from detectron2.structures import BitMasks
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
 from torch import nn
 
 from mgd_det.rng import isolated_rng
@@ -114,3 +115,24 @@ def with_masks(batch: list[dict]) -> list[dict]:
         mask[:, : height // 2, : width // 2] = True
         x["instances"].gt_masks = BitMasks(mask)
     return batch
+
+
+class Perfect(nn.Module):
+    """A detector that looks the boxes up."""
+
+    def __init__(self, dataset: str) -> None:
+        super().__init__()
+        self.truth = {d["image_id"]: d for d in get_detection_dataset_dicts(dataset, filter_empty=False)}
+        self.seen = []
+
+    def forward(self, inputs):
+        self.seen += [x["image_id"] for x in inputs]
+        return [{"instances": self.answer(self.truth[x["image_id"]])} for x in inputs]
+
+    def answer(self, truth):
+        boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in truth["annotations"]]
+        found = Instances((truth["height"], truth["width"]))
+        found.pred_boxes = Boxes(torch.tensor(boxes))
+        found.pred_classes = torch.tensor([a["category_id"] for a in truth["annotations"]])
+        found.scores = torch.ones(len(boxes))
+        return found

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import ROOT, load_tool, run_tool, small_config
+from detectors import Perfect
 from detectron2.data.detection_utils import read_image
 from PIL import Image
 from pycocotools.coco import COCO
+
+from mgd_det.datasets import check_datasets, register_datasets
+from mgd_det.trainer import Trainer
 
 load_tool("make_demo_data")  # which the other one imports
 tool = load_tool("make_odd_data")
@@ -129,7 +132,7 @@ def test_ids_are_large_and_have_gaps_and_no_order(odd_data):
     assert categories[0] == categories[1] == categories[2]
     ids = [number for number, _ in categories[0]]
     assert len(set(ids)) == 6
-    assert 1 < ids[0]
+    assert ids[0] > 1
     assert ids[-1] - ids[0] > 5
     assert ids[-1] <= 90
     for entries in (splits[0]["images"], splits[0]["annotations"]):
@@ -210,7 +213,7 @@ def runs(odd_data, tmp_path_factory) -> dict[str, Path]:
     cfg.DISTILL.TEACHER.CONFIG_FILE = str(teacher / "config.yaml")
     cfg.DISTILL.TEACHER.WEIGHTS = str(teacher / "model_final.pth")
     cfg.DISTILL.METHODS, cfg.DISTILL.INHERIT = ["mgd", "imitation", "logits"], ["fpn", "head"]
-    cfg.DISTILL.IMITATION.FOREGROUND_WEIGHT = 4.0
+    cfg.DISTILL.MGD.TAPS, cfg.DISTILL.IMITATION.FOREGROUND_WEIGHT = ["res4"], 4.0
     cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
     cfg.DATALOADER.ASPECT_RATIO_GROUPING = True
     cfg.SOLVER.IMS_PER_BATCH = 8  # with 18 images, of which 2 or more have nothing to learn from
@@ -236,13 +239,46 @@ def test_what_was_detected_has_the_ids_of_the_data(runs, odd_data):
     assert {detection["category_id"] for detection in found} <= set(coco.cats)
 
 
-class Perfect(torch.nn.Module):
-    """A detector that looks up objects, crowds among them, and says nothing of their order in the file."""
+def test_a_detector_that_finds_everything_has_the_full_ap(odd_data, tmp_path):
+    """Pictures are read, ids translated there and back, and crowds count neither way."""
+    cfg = small_config(odd_data, tmp_path)
+    register_datasets(cfg)
+    check_datasets(cfg, training=True)
+    assert Trainer.test(cfg, Perfect(cfg.DATASETS.TEST[0]))["bbox"]["AP"] == pytest.approx(100)
 
 
 def test_a_page_shows_it(runs, tmp_path):
-    page = tmp_path / "report.html"
     run_tool(ROOT / "tools/visualize.py", "--run", runs["student"], "--images", 7, "--out", tmp_path)
-    text = page.read_text(encoding="utf-8")
-    assert "Not here" not in text
-    assert len(re.findall(r"ground truth: \d+ objects, crowds dashed", text)) == 1
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Not here" not in page
+    titles = re.findall(r'alt="Image \d with boxes. ground truth: (\d+) objects(, crowds dashed)?;', page)
+    objects = [int(count) for count, _ in titles]
+    assert (len(objects), min(objects)) == (7, 0)
+    assert [crowds for _, crowds in titles].count(", crowds dashed") == 1
+
+
+def test_drawn_boxes_lie_on_the_upright_picture(tmp_path):
+    """A PNG, which loses nothing, once upright and once turned by its EXIF orientation."""
+    upright = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 64, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = {"id": 1, "file_name": "1.png", "width": 64, "height": 32}
+    boxes = [
+        {"id": 1, "image_id": 1, "category_id": 7, "bbox": [8, 8, 16, 16], "iscrowd": crowd}
+        for crowd in (0, 1)
+    ]
+    drawn = []
+    for name, picture, extra, shown in (
+        ("upright", upright, {}, boxes[:1]),
+        ("turned", upright.transpose(tool.STORED[6]), {"exif": exif}, boxes),  # the crowd is left out
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        picture.save(folder / "1.png", **extra)
+        content = {"images": [image], "annotations": shown, "categories": [{"id": 7, "name": "square"}]}
+        (folder / "boxes.json").write_text(json.dumps(content))
+        script = ROOT / "tools/draw_detections.py"
+        out = folder / "drawn.png"
+        run_tool(script, "--annotations", folder / "boxes.json", "--images", folder, "--out", out)
+        drawn.append(out.read_bytes())
+    assert drawn[0] == drawn[1]

@@ -10,12 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, run_tool, small_config
+from detectors import Perfect
 from detectron2.config import get_cfg
-from detectron2.data import get_detection_dataset_dicts
 from detectron2.engine import default_setup
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, BoxMode, Instances
-from torch import nn
 
 from mgd_det import DistilledDetector
 from mgd_det.config import load_config, student_config
@@ -189,27 +187,6 @@ def test_a_teacher_under_the_required_ap_ends_the_run_before_it_trains(finished,
     assert "Look at DISTILL.TEACHER.WEIGHTS" in line
     assert "Traceback" not in result.stderr
     assert not list((tmp_path / "run").glob("*.pth"))
-
-
-class Perfect(nn.Module):
-    """A detector that looks the boxes up."""
-
-    def __init__(self, dataset: str) -> None:
-        super().__init__()
-        self.truth = {d["image_id"]: d for d in get_detection_dataset_dicts(dataset, filter_empty=False)}
-        self.seen = []
-
-    def forward(self, inputs):
-        self.seen += [x["image_id"] for x in inputs]
-        return [{"instances": self.answer(self.truth[x["image_id"]])} for x in inputs]
-
-    def answer(self, truth):
-        boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in truth["annotations"]]
-        found = Instances((truth["height"], truth["width"]))
-        found.pred_boxes = Boxes(torch.tensor(boxes))
-        found.pred_classes = torch.tensor([a["category_id"] for a in truth["annotations"]])
-        found.scores = torch.ones(len(boxes))
-        return found
 
 
 def test_a_teacher_that_reaches_the_required_ap_passes(finished, monkeypatch):

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -358,27 +358,28 @@ def is_made(out: Path, recipe: dict[str, Any], force: bool) -> bool:
         return False
     try:
         found = json.loads((out / "recipe.json").read_text(encoding="utf-8"))
-        is_ours = found["tool"] == TOOL
+        is_ours = found["tool"] == recipe["tool"]
     except (OSError, ValueError, TypeError, KeyError):
         is_ours = False
     if not is_ours:
         # Not even with --force: it must not be able to delete what this tool did not make.
-        raise DataError(f"{out} exists and is not a demonstration set; give another --out")
+        raise DataError(f"{out} exists and is not a set of tools/{recipe['tool']}.py; give another --out")
     if found != recipe and not force:
         raise DataError(
-            f"{out} holds a demonstration set made with other parameters; "
-            "replace it with --force or give another --out"
+            f"{out} holds a set made with other parameters; replace it with --force or give another --out"
         )
     return not force
 
 
-def make(out: Path, recipe: dict[str, Any]) -> dict[str, int]:
-    """Write the set beside ``out``, then rename it; returns the number of objects per split."""
+def make(
+    out: Path, recipe: dict[str, Any], write: Callable[[Path, str, dict[str, Any]], Any] = write_split
+) -> dict[str, Any]:
+    """Write the set beside ``out``, then rename it; returns what ``write`` did for each split."""
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     replaced = out.with_name(f".{out.name}.{os.getpid()}.replaced")
     try:
         (partial / "annotations").mkdir(parents=True)
-        objects = {split: write_split(partial, split, recipe) for split in SPLITS}
+        written = {split: write(partial, split, recipe) for split in SPLITS}
         (partial / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
         if out.exists():
             out.rename(replaced)
@@ -386,7 +387,7 @@ def make(out: Path, recipe: dict[str, Any]) -> dict[str, int]:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(replaced, ignore_errors=True)
-    return objects
+    return written
 
 
 def get_parser() -> argparse.ArgumentParser:
