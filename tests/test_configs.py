@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from mgd_det.build import build_methods, build_student, check_taps, inspect_student, inspect_teacher
 from mgd_det.config import load_config, student_config
 from mgd_det.errors import ConfigError
+from mgd_det.inherit import inherit
 from mgd_det.run import argument_parser, main
 from mgd_det.teacher import TeacherSpec
 
@@ -35,6 +36,7 @@ R18 = {
 # OUTPUT_DIR.
 REFERENCES = {
     "retinanet_r18": ("COCO-Detection/retinanet_R_50_FPN_1x.yaml", R18),
+    "retinanet_r18_best": ("COCO-Detection/retinanet_R_50_FPN_1x.yaml", R18),
     "retinanet_r18_mgd": ("COCO-Detection/retinanet_R_50_FPN_1x.yaml", R18),
     "retinanet_r50_mgd": ("COCO-Detection/retinanet_R_50_FPN_1x.yaml", {}),
     "faster_rcnn_r18_mgd": ("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml", R18),
@@ -76,7 +78,7 @@ def test_student_and_teacher_build_and_their_taps_fit(name):
     check_taps(methods, infos, teacher_infos)
     for method in methods.values():
         method.attach(infos, teacher_infos)
-    strides = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
+    strides = {"res2": 4, "res3": 8, "res4": 16, "res5": 32, "p3": 8, "p4": 16, "p5": 32}
     assert {tap: info.stride for tap, info in infos.items()} == {tap: strides[tap] for tap in taps}
     assert all(teacher_infos[tap].channels >= infos[tap].channels for tap in taps)
 
@@ -132,6 +134,16 @@ def test_the_training_of_fcos_is_detectron2s():
     assert lazy.dataloader.train.total_batch_size == cfg.SOLVER.IMS_PER_BATCH
     assert tuple(resize.short_edge_length) == cfg.INPUT.MIN_SIZE_TRAIN
     assert resize.max_size == cfg.INPUT.MAX_SIZE_TRAIN
+
+
+def test_the_best_recipe_inherits_all_but_what_takes_the_backbones_stages():
+    """These are narrower in the student."""
+    cfg = config("retinanet_r18_best")
+    student, teacher = build_student(cfg), TeacherSpec.from_config(cfg).build(torch.device("cpu")).model
+    names = {name for part in inherit(student, teacher, cfg.DISTILL.INHERIT).values() for name in part}
+    left = {name for name in student.state_dict() if ".bottom_up." not in name} - names
+    takes_stages = ["fpn_lateral3", "fpn_lateral4", "fpn_lateral5", "top_block.p6"]
+    assert left == {f"backbone.{module}.weight" for module in takes_stages}
 
 
 def test_the_zoo_has_weights_of_every_teacher_but_fcos():
