@@ -43,6 +43,11 @@ REFERENCES = {
     "mask_rcnn_r18_mgd": ("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml", R18),
 }
 FCOS = "COCO-Detection/fcos_R_50_FPN_1x.py"
+# Of Detectron2's config for COCO, what data of one's own changes.
+OWN_DATA = {
+    *("DATASETS.TRAIN", "DATASETS.TEST", "MODEL.RETINANET.NUM_CLASSES", "MODEL.WEIGHTS"),
+    *("SOLVER.MAX_ITER", "SOLVER.STEPS", "TEST.EVAL_PERIOD", "SEED", "OUTPUT_DIR"),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -144,6 +149,34 @@ def test_the_best_recipe_inherits_all_but_what_takes_the_backbones_stages():
     left = {name for name in student.state_dict() if ".bottom_up." not in name} - names
     takes_stages = ["fpn_lateral3", "fpn_lateral4", "fpn_lateral5", "top_block.p6"]
     assert left == {f"backbone.{module}.weight" for module in takes_stages}
+
+
+@pytest.mark.parametrize(
+    ("name", "reference", "changed"),
+    [
+        ("teacher", "COCO-Detection/retinanet_R_50_FPN_3x.yaml", {}),
+        ("student", "COCO-Detection/retinanet_R_50_FPN_1x.yaml", R18),
+    ],
+)
+def test_detectors_for_own_data_are_detectron2s_but_for_what_is_meant(name, reference, changed):
+    ours = flat(student_config(config(f"own_data/{name}")))
+    theirs = flat(model_zoo.get_config(reference))
+    differing = {k: v for k, v in ours.items() if v != theirs[k] and k != "MODEL.DEVICE"}
+    assert differing.keys() == OWN_DATA | changed.keys()
+    assert {k: differing[k] for k in changed} == changed
+    if name == "teacher":
+        weights = differing["MODEL.WEIGHTS"].removeprefix("detectron2://")
+        assert model_zoo.get_checkpoint_url(reference).endswith(weights)
+
+
+@pytest.mark.parametrize("folder", ["own_data", "demo/odd_digits"])
+def test_a_student_of_own_data_starts_with_the_head_of_its_teacher(folder):
+    distilled, teacher = config(f"{folder}/student_distilled"), config(f"{folder}/teacher")
+    assert flat(config(f"{folder}/student")["MODEL"]) == flat(distilled["MODEL"])
+    assert os.path.dirname(distilled.DISTILL.TEACHER.CONFIG_FILE) == teacher.OUTPUT_DIR
+    student = build_student(distilled)
+    found = inherit(student, build_model(student_config(teacher)), distilled.DISTILL.INHERIT)
+    assert found["head"] == [name for name in student.state_dict() if name.startswith("head.")]
 
 
 def test_the_zoo_has_weights_of_every_teacher_but_fcos():
