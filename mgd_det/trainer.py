@@ -175,7 +175,8 @@ def check_solver(cfg: CfgNode, world_size: int) -> None:
     """Check the solver's settings that training would trip over late.
 
     Raises:
-        ConfigError: an unknown optimiser, precision or device, a batch that does not divide.
+        ConfigError: an unknown optimiser, precision or device, a batch that does not divide, a step of the
+            learning rate at the end.
     """
     if cfg.SOLVER.OPTIMIZER not in OPTIMIZERS:
         raise ConfigError("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, "unknown", f"Choose one of {OPTIMIZERS}.")
@@ -192,6 +193,9 @@ def check_solver(cfg: CfgNode, world_size: int) -> None:
     if cfg.SOLVER.AMP.DTYPE not in DTYPES:
         key, choices = "SOLVER.AMP.DTYPE", " or ".join(map(repr, DTYPES))
         raise ConfigError(key, cfg.SOLVER.AMP.DTYPE, "not a precision of autocast", f"Choose {choices}.")
+    if cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupMultiStepLR" and cfg.SOLVER.MAX_ITER in cfg.SOLVER.STEPS:
+        problem = "a step at SOLVER.MAX_ITER, where there is no learning rate left to change"
+        raise ConfigError("SOLVER.STEPS", cfg.SOLVER.STEPS, problem, "Give steps below it.")
     # Where Detectron2 scales the batch, each process has the share that it would have had of that number.
     world_size = cfg.SOLVER.REFERENCE_WORLD_SIZE or world_size
     if cfg.SOLVER.IMS_PER_BATCH % world_size:

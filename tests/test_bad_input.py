@@ -61,6 +61,10 @@ CASES = {
         [TEACHER_WEIGHTS, ""],
         [TEACHER_WEIGHTS, "names no trained weights", "model_final.pth"],
     ),
+    "a step of the learning rate at the end": (
+        ["SOLVER.STEPS", (2, 4)],
+        ["SOLVER.STEPS = (2, 4)", "SOLVER.MAX_ITER", "steps below it"],
+    ),
     "an unknown precision of the teacher": (
         ["DISTILL.TEACHER.DTYPE", "half"],
         ["DISTILL.TEACHER.DTYPE", "'half'", "float16"],
