@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from datetime import timedelta
@@ -28,7 +29,9 @@ def summary(cfg: CfgNode, results: Mapping[str, Any] | None, seconds: float) -> 
     folder = cfg.OUTPUT_DIR
     lines = [f"finished after {timedelta(seconds=round(seconds))}: {folder}"]
     box = (results or {}).get("bbox")
-    if box:
+    if box and math.isnan(box["AP"]):  # COCO evaluation of no detections at all
+        lines.append(f"the student finds nothing in {', '.join(cfg.DATASETS.TEST)}: there is no AP")
+    elif box:
         lines.append(f"AP {box['AP']:.1f}, AP50 {box['AP50']:.1f} on {', '.join(cfg.DATASETS.TEST)}")
         lines += comparison(cfg, box["AP"])
     student = os.path.join(folder, "student_config.yaml")

@@ -30,6 +30,7 @@ SHORT = [
 SHORTER = {
     "tools/benchmark.py": ["--only", "loss", "--runs", "1", "--json", "benchmark.json"],
     "tools/compare.py": ["--report-only"],
+    "tools/draw_detections.py": [],
     "tools/export.py": ["--runs", "1"],
     "tools/make_demo_data.py": ["--train", "16", "--val", "10", "--test", "10", "--size", "96", "96"],
     "tools/make_odd_data.py": [],

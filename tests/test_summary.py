@@ -59,6 +59,14 @@ def test_an_ap_on_other_images_is_none(mgd_cfg, tmp_path):
     assert last_ap(str(tmp_path / "gone"), mgd_cfg) is None
 
 
+def test_a_student_that_finds_nothing_is_compared_with_nothing(mgd_cfg, tmp_path):
+    mgd_cfg.DISTILL.BASELINE = finished_run(tmp_path / "alone", mgd_cfg, 20.04)
+    text = summary(mgd_cfg, {"bbox": {"AP": float("nan"), "AP50": float("nan")}}, 1)
+    assert f"the student finds nothing in {mgd_cfg.DATASETS.TEST[0]}: there is no AP" in text
+    assert "nan" not in text
+    assert "gained" not in text
+
+
 def test_without_an_evaluation_there_is_no_ap(mgd_cfg):
     assert "AP" not in summary(mgd_cfg, None, 1).replace("AP there", "")
 
