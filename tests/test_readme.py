@@ -25,6 +25,26 @@ def test_the_table_holds_the_committed_figures():
     ]
 
 
+def test_the_table_of_methods_holds_the_committed_figures():
+    arms = {
+        "student alone": "baseline",
+        "`mgd` with a random assignment": "mgd, random assignment",
+        "FPN and head inherited, no loss": "inherit",
+    }
+    report = json.loads((ROOT / "results/screening/report.json").read_text())
+    rows = {row["arm"]: row for row in report["arms"]}
+    table = README.split("<!-- results/screening/report.json -->")[1].split("\n\n")[0]
+    lines = re.findall(r"^\| (\S.*?) \| ([\d.]+) \| (.*?) ?\|$", table, re.M)
+    assert len(lines) == 8
+    for title, ap, gained in lines:
+        name = title.replace("`", "").replace(", FPN and head inherited", " + inherit")
+        row = rows[arms.get(title, name)]
+        assert ap == f"{row['ap']:.1f}", title
+        if row["difference"] is not None:
+            low, high = row["difference"] - row["half_width"], row["difference"] + row["half_width"]
+            assert gained == f"{row['difference']:+.1f} ({low:+.1f} to {high:+.1f})", title
+
+
 def test_files_it_names_exist():
     linked = re.findall(r"\]\((?!http)([^)#]+)\)", README)
     configs = re.findall(r"configs/[\w/]+\.yaml", README)
