@@ -45,6 +45,9 @@ class _PlainUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
+MOST_SHAPES = 4  # that a report lists
+
+
 class LoadReport(NamedTuple):
     """What of a model came from a file."""
 
@@ -60,7 +63,9 @@ class LoadReport(NamedTuple):
         if self.missing:
             parts.append(f"keep their initial values: {_by_prefix(self.missing)}")
         if self.mismatched:
-            parts.append(f"of another shape in the file: {', '.join(self.mismatched)}")
+            more = len(self.mismatched) - MOST_SHAPES
+            shown = [*self.mismatched[:MOST_SHAPES], *([f"{more} more"] if more > 0 else [])]
+            parts.append(f"of another shape in the file: {', '.join(shown)}")
         if self.unused:
             parts.append(f"in the file, but not in the model: {_by_prefix(self.unused)}")
         return "; ".join(parts)
@@ -103,7 +108,10 @@ class ReportingCheckpointer(DetectionCheckpointer):
             ConfigError: the file is missing, cannot be had, or is no weight file.
         """
         self._path = path
-        remedy = f"Give {self.key} the path of a weight file, a URL, or torchvision://<name>."
+        remedy = (
+            f"Give {self.key} the path of a weight file, a URL, or torchvision://<name>; without a network, "
+            "fetch the file elsewhere and give its path."
+        )
         try:
             return super().load(path, *args, **kwargs)
         except ConfigError:

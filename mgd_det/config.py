@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import os
 from collections.abc import Sequence
 
@@ -212,16 +213,39 @@ def load_config(
         cfg.merge_from_file(path)
     except (KeyError, ValueError, AssertionError, AttributeError, OSError, yaml.YAMLError) as error:
         reason = " ".join(str(error.args[0] if error.args else error).split())
-        raise ConfigError(key, path, reason, "Correct the file.") from error
+        raise ConfigError(key, path, reason, _remedy(reason, "Correct the file.")) from error
     if device:
         cfg.MODEL.DEVICE = device
-    try:
-        cfg.merge_from_list(list(opts))
-    except (KeyError, ValueError, AssertionError, AttributeError) as error:
-        reason = " ".join(str(error.args[0] if error.args else error).split())
-        remedy = "Give KEY VALUE pairs: keys that exist, values of their types."
-        raise ConfigError(opts_key, list(opts), reason, remedy) from error
+    if len(opts) % 2:
+        raise ConfigError(opts_key, list(opts), "an odd number of entries", "Give KEY VALUE pairs.")
+    for pair in zip(opts[::2], opts[1::2]):
+        try:
+            cfg.merge_from_list(list(pair))
+        except (KeyError, ValueError, AssertionError, AttributeError) as error:
+            reason = " ".join(str(error.args[0] if error.args else error).split())
+            near = difflib.get_close_matches(str(pair[0]), _keys(cfg), n=1)
+            hint = f"Did you mean {near[0]}?" if near and pair[0] != near[0] else "Correct it."
+            raise ConfigError(opts_key, list(pair), reason, _remedy(reason, hint)) from error
     return cfg
+
+
+def _remedy(reason: str, otherwise: str) -> str:
+    """What to do about an error of yacs."""
+    if "--" in reason:
+        return "Give --flags before the first KEY."
+    if "Type mismatch" in reason:
+        return "Lists are written '[\"mgd\"]' or '[2.0]', tuples of one '(6000,)', fractions 35.0."
+    if "key: DISTILL." in reason:
+        return f"{otherwise} The keys of a method of your own are there once it has been imported."
+    return otherwise
+
+
+def _keys(cfg: CfgNode, prefix: str = "") -> list[str]:
+    """Full names of all keys."""
+    names = []
+    for key, value in cfg.items():
+        names += _keys(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else [f"{prefix}{key}"]
+    return names
 
 
 def student_config(cfg: CfgNode) -> CfgNode:

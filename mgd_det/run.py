@@ -18,7 +18,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from .checkpoint import ReportingCheckpointer, trainer_state
-from .config import load_config, student_config
+from .config import DISTILLER, load_config, student_config
 from .datasets import check_datasets, register_datasets
 from .errors import RESUME_REMEDY, ConfigError
 from .evaluation import (
@@ -109,6 +109,8 @@ def check(args: Any) -> None:
     check_launch(args)
     cfg = read_config(args)
     training = not (args.eval_only or args.eval_teacher)
+    if training:
+        check_architecture(cfg)
     check_datasets(cfg, training=training, model=teacher_test_config(cfg) if args.eval_teacher else cfg)
     if training and is_distiller(cfg):
         check_teacher_settings(cfg)
@@ -117,11 +119,24 @@ def check(args: Any) -> None:
         check_suggestion(cfg, args.suggest_weights, alone=alone)
     check_solver(cfg, world_size(args))
     check_output(cfg)
-    if training:
+    if training and args.suggest_weights is None:
         check_baseline(cfg)
     if training and cfg.DISTILL.EXACT_RESUME:
         check_sampler(cfg)
     check_models(cfg, args)
+
+
+def check_architecture(cfg: CfgNode) -> None:
+    """Refuse, with a ConfigError, a teacher beside an architecture that would train without it."""
+    architecture, teacher = cfg.MODEL.META_ARCHITECTURE, cfg.DISTILL.TEACHER.CONFIG_FILE
+    if teacher and cfg.DISTILL.ENABLED and architecture != DISTILLER:
+        raise ConfigError(
+            "MODEL.META_ARCHITECTURE",
+            architecture,
+            f"would train without the teacher that DISTILL.TEACHER.CONFIG_FILE names, {teacher}",
+            f"Set MODEL.META_ARCHITECTURE {DISTILLER} and DISTILL.STUDENT_ARCHITECTURE {architecture}, or "
+            "DISTILL.ENABLED False.",
+        )
 
 
 def check_output(cfg: CfgNode) -> None:

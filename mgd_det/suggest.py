@@ -16,6 +16,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
 
+from .config import DISTILLER
 from .detector import DistilledDetector
 from .errors import ConfigError
 from .launch import unwrapped
@@ -69,7 +70,10 @@ def check_suggestion(cfg: CfgNode, iterations: int, *, alone: bool) -> None:
         problem = "does not go with --resume, --eval-only or --eval-teacher"
         raise ConfigError(key, iterations, problem, "Give one of them.")
     if not (is_distiller(cfg) and cfg.DISTILL.METHODS):
-        problem, remedy = "no method adds a loss", "Set DISTILL.ENABLED True and DISTILL.METHODS '[\"mgd\"]'."
+        problem = "no method adds a loss"
+        remedy = (
+            f"Set MODEL.META_ARCHITECTURE {DISTILLER}, DISTILL.ENABLED True and DISTILL.METHODS '[\"mgd\"]'."
+        )
         raise ConfigError(key, iterations, problem, remedy)
     if iterations > cfg.SOLVER.MAX_ITER:
         problem = f"more than the {cfg.SOLVER.MAX_ITER} of SOLVER.MAX_ITER"

@@ -84,5 +84,8 @@ def check_baseline(cfg: CfgNode) -> None:
     if folder and last_ap(folder, cfg) is None:
         problem = f"holds no run that was evaluated on {list(cfg.DATASETS.TEST)}"
         raise ConfigError(
-            "DISTILL.BASELINE", folder, problem, "Give the OUTPUT_DIR of a finished run, or none."
+            "DISTILL.BASELINE",
+            folder,
+            problem,
+            'Train the student alone first and give its OUTPUT_DIR, or "" for none.',
         )

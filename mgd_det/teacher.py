@@ -82,8 +82,8 @@ class TeacherSpec:
 
     def _read(self) -> CfgNode:
         remedy = (
-            "Give the path of a config file, or a model-zoo name such as "
-            "COCO-Detection/retinanet_R_50_FPN_3x.yaml."
+            "Give the path of a config file (of a teacher of your own: OUTPUT_DIR/config.yaml of its "
+            "training), or a model-zoo name such as COCO-Detection/retinanet_R_50_FPN_3x.yaml."
         )
         path = self.config_file
         if not path:
@@ -137,7 +137,8 @@ class TeacherSpec:
                 WEIGHTS_KEY,
                 weights,
                 f"does not hold all weights of the teacher in {self.config_file}: {report}",
-                "Give the weights of that config, or set DISTILL.TEACHER.ALLOW_PARTIAL_WEIGHTS True.",
+                "Give the config that these weights were trained with, its depth and number of classes, or "
+                "the weights of this one. DISTILL.TEACHER.ALLOW_PARTIAL_WEIGHTS True takes them as they are.",
             )
         return teacher
 

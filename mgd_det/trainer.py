@@ -190,6 +190,9 @@ def check_solver(cfg: CfgNode, world_size: int) -> None:
     if cfg.DATALOADER.NUM_WORKERS < 0:
         key, value = "DATALOADER.NUM_WORKERS", cfg.DATALOADER.NUM_WORKERS
         raise ConfigError(key, value, "less than 0", "0 loads in the main process.")
+    if cfg.SOLVER.IMS_PER_BATCH < 1:
+        key, value = "SOLVER.IMS_PER_BATCH", cfg.SOLVER.IMS_PER_BATCH
+        raise ConfigError(key, value, "less than 1", "Give a multiple of the number of processes.")
     if cfg.SOLVER.AMP.DTYPE not in DTYPES:
         key, choices = "SOLVER.AMP.DTYPE", " or ".join(map(repr, DTYPES))
         raise ConfigError(key, cfg.SOLVER.AMP.DTYPE, "not a precision of autocast", f"Choose {choices}.")

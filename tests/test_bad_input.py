@@ -390,6 +390,30 @@ def test_a_device_that_is_not_there(mgd_cfg, refused):
     assert "MODEL.DEVICE = 'warp': there is no such device" in error
 
 
+def test_a_teacher_beside_an_architecture_that_would_train_without_it(mgd_cfg, refused):
+    error = refused(mgd_cfg, "MODEL.META_ARCHITECTURE", "RetinaNet")
+    assert "MODEL.META_ARCHITECTURE = 'RetinaNet': would train without the teacher" in error
+    assert "Set MODEL.META_ARCHITECTURE DistilledDetector and DISTILL.STUDENT_ARCHITECTURE RetinaNet" in error
+
+
+def test_evaluating_a_teacher_of_other_classes(mgd_cfg, refused):
+    mgd_cfg.DISTILL.TEACHER.OPTS = ["MODEL.RETINANET.NUM_CLASSES", 80]
+    error = refused(mgd_cfg, "--eval-teacher")
+    assert "MODEL.RETINANET.NUM_CLASSES = 80: the data set" in error
+    assert "can be imitated, but not evaluated on this data: leave --eval-teacher" in error
+
+
+def test_a_batch_of_no_images(mgd_cfg, refused):
+    assert "SOLVER.IMS_PER_BATCH = 0: less than 1" in refused(mgd_cfg, "SOLVER.IMS_PER_BATCH", 0)
+
+
+def test_drawing_what_is_not_there(tmp_path):
+    command = [ROOT / "tools/draw_detections.py", "--annotations", "gone.json", "--images", tmp_path]
+    result = run_tool(*command, "--out", tmp_path / "boxes.png", check=False)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].endswith("--annotations gone.json: there is no such file")
+
+
 def test_unknown_overrides(mgd_cfg, refused):
     assert "DISTILL.MGD.REDUCERS" in refused(mgd_cfg, "DISTILL.MGD.REDUCERS", "amp")
 

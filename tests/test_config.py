@@ -101,8 +101,14 @@ def test_bad_files_and_overrides(tmp_path):
         (
             ROOT / "configs/retinanet_r18.yaml",
             ["SOLVER.MAX_ITER", "many"],
-            "MAX_ITER|Type mismatch",
+            r"overrides = \['SOLVER.MAX_ITER', 'many'\]: Type mismatch.*Lists are written",
         ),
+        (
+            ROOT / "configs/retinanet_r18.yaml",
+            ["SEED", "1", "DISTILL.MDG.REDUCER", "amp"],
+            r"overrides = \['DISTILL.MDG.REDUCER', 'amp'\]: .*Did you mean DISTILL.MGD.REDUCER\? .* imported",
+        ),
+        (ROOT / "configs/retinanet_r18.yaml", ["SEED", "1", "--resume", "x"], "Give --flags before"),
     ]:
         with pytest.raises(ConfigError, match=match):
             load_config(str(path), opts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,13 @@ def test_missing_files_of_registered_and_built_in_sets(student_cfg, tmp_path):
         ),
         (lambda content: one_annotation(content, "bbox"), r"annotation 1 lacks bbox\. Give every"),
         (lambda content: one_annotation(content, bbox=[8, 8, 16]), r"annotation 1 has the bbox \[8, 8, 16\]"),
+        (lambda content: one_annotation(content, bbox=[8, 8, -1, 4]), r"has the bbox \[8, 8, -1, 4\]"),
+        (lambda content: one_annotation(content, bbox=[8, 8, float("nan"), 4]), "has the bbox .*nan"),
+        (lambda content: json.dumps({**content, "images": []}), r"DATASETS\.TRAIN = .* lists no images"),
+        (
+            lambda content: json.dumps({**content, "images": [*content["images"], content["images"][2]]}),
+            "several images have the id 3, of which Detectron2 would read one",
+        ),
         (lambda content: one_annotation(content, id=2), "annotation 2 has the id of another one"),
         (lambda content: one_annotation(content, ignore=1), "annotation 1 is marked 'ignore'"),
         (
@@ -116,6 +124,10 @@ def test_missing_files_of_registered_and_built_in_sets(student_cfg, tmp_path):
         "a class too many",
         "no bbox",
         "a short bbox",
+        "a negative width",
+        "no number",
+        "no images",
+        "an image id twice",
         "an id twice",
         "ignored",
         "a class without a name",
@@ -136,6 +148,44 @@ def test_what_coco_evaluation_asks_for_is_in_the_test_set(student_cfg, tmp_path,
     student_cfg.DATASETS.TEST = (name,)
     with pytest.raises(ConfigError, match=rf"DATASETS\.REGISTER.*annotation 1 lacks {entry}\..*crowds"):
         check_datasets(student_cfg, training=True)
+
+
+def test_coco_evaluation_never_finds_an_annotation_with_the_id_0(student_cfg, tmp_path):
+    name = changed(student_cfg, tmp_path, lambda content: one_annotation(content, id=0))
+    register_datasets(student_cfg)
+    check_datasets(student_cfg, training=True)
+    student_cfg.DATASETS.TEST = (name,)
+    with pytest.raises(ConfigError, match="annotation 0 has an id that COCO evaluation takes for none"):
+        check_datasets(student_cfg, training=True)
+
+
+def test_masks_that_are_not_there(student_cfg, tmp_path):
+    changed(student_cfg, tmp_path, lambda content: one_annotation(content, "segmentation"))
+    register_datasets(student_cfg)
+    check_datasets(student_cfg, training=True)
+    student_cfg.MODEL.MASK_ON = True
+    with pytest.raises(ConfigError, match=r"MODEL\.MASK_ON = True.*annotation 1 has no segmentation"):
+        check_datasets(student_cfg, training=True)
+
+
+def test_boxes_that_look_like_corners_are_warned_of(student_cfg, tmp_path, caplog):
+    def corners(content):
+        for annotation in content["annotations"]:
+            x, y, width, height = annotation["bbox"]
+            annotation["bbox"] = [x, y, x + width, y + height]
+        return json.dumps(content)
+
+    changed(student_cfg, tmp_path, lambda content: json.dumps(content))
+    register_datasets(student_cfg)
+    check_datasets(student_cfg, training=True)
+    assert "reach over the edge" not in caplog.text
+    (tmp_path / "corners").mkdir()
+    changed(student_cfg, tmp_path / "corners", corners)
+    register_datasets(student_cfg)
+    check_datasets(student_cfg, training=True)
+    assert re.search(
+        r"\d+ of the 47 boxes in .* reach over the edge .* are these \[x0, y0, x1, y1\]\?", caplog.text
+    )
 
 
 def test_sets_of_other_classes(student_cfg, tmp_path):
@@ -212,7 +262,10 @@ def test_images_that_training_would_stop_at(student_cfg, tmp_path):
         (("gone.png", 48, 32), r"DATASETS\.REGISTER.*gone\.png does not exist\. Correct .*images\.json"),
         (("2.png", 48, 32), r"2\.png cannot be opened \(UnidentifiedImageError\)\. Replace it"),
         (("3.png", 48, 32), r"3\.png has more than 8 bits \(I;16.*\), .* white\. Convert"),
-        (("1.png", 32, 48), r"1\.png is 48 x 32 pixels .* says 32 x 48"),
+        (
+            ("1.png", 32, 48),
+            r"1\.png is 48 x 32 pixels, and .* says 32 x 48\. Correct width and height there\.$",
+        ),
     ):
         with pytest.raises(ConfigError, match=match):
             check_images(student_cfg, tmp_path, good, image)

@@ -109,4 +109,5 @@ def test_other_classes_than_the_data_are_refused(fcos_cfg, tmp_path):
     result = run_tool(*train, check=False)
     assert result.returncode == 2
     assert "DISTILL.STUDENT_OPTS model.num_classes = 80" in result.stderr
+    assert """Set DISTILL.STUDENT_OPTS '["model.num_classes=6"]'""" in result.stderr
     assert "Traceback" not in result.stderr

@@ -36,6 +36,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=6, help="images drawn (default: 6)")
     args = parser.parse_args()
 
+    for flag, path in (("--annotations", args.annotations), ("--images", args.images)):
+        if not path.exists():
+            parser.error(f"{flag} {path}: there is no such {'folder' if flag == '--images' else 'file'}")
     truth = json.loads(args.annotations.read_text())
     objects = [a for a in truth["annotations"] if not a.get("iscrowd", 0)]
     rows: dict[str, list[dict[str, Any]]] = {"ground truth": objects}
@@ -58,7 +61,8 @@ def draw(
     """One row a source of boxes, one column an image."""
     matplotlib.use("Agg")
     colours = dict(zip(categories, cycle(plt.get_cmap("tab10").colors)))  # type: ignore[attr-defined]
-    size = (1.9 * len(images), 2.0 * len(rows))
+    side = 2.0 if len(rows) > 1 else 5.0  # inches; ground truth alone is looked at for its details
+    size = (side * len(images), side * len(rows))
     figure, axes = plt.subplots(len(rows), len(images), figsize=size, squeeze=False)
     for axis_row, (title, boxes) in zip(axes, rows.items()):
         for axis, image in zip(axis_row, images):
