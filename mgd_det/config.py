@@ -24,7 +24,7 @@ def add_mgd_config(cfg: CfgNode) -> None:
     # Of SOLVER.AMP (mixed precision): "float16", as in stock Detectron2, or "bfloat16".
     cfg.SOLVER.AMP.DTYPE = "float16"
     # True starts training from scratch with every residual block an identity: the last norm of each is
-    # zero (Goyal et al. 2017, section 5.1). Deep networks then learn sooner.
+    # zero (Goyal et al. 2017, section 5.1). Deep networks then start to learn earlier.
     cfg.MODEL.RESNETS.ZERO_INIT_RESIDUAL = False
     # "SGD" (stock Detectron2) or "AdamW", at SOLVER.BASE_LR and SOLVER.WEIGHT_DECAY.
     cfg.SOLVER.OPTIMIZER = "SGD"
@@ -78,13 +78,13 @@ def add_mgd_config(cfg: CfgNode) -> None:
     cfg.DISTILL.TEACHER.OPTS = []
     # What it computes in, under autocast: "float32", "float16", "bfloat16"; empty: as the training does.
     cfg.DISTILL.TEACHER.DTYPE = ""
-    # True keeps its weights and features in channels_last order, in which some devices convolve sooner.
+    # True keeps its weights and features in channels_last order, in which some devices convolve faster.
     cfg.DISTILL.TEACHER.CHANNELS_LAST = False
     # True accepts a weight file that lacks some of the teacher's tensors.
     cfg.DISTILL.TEACHER.ALLOW_PARTIAL_WEIGHTS = False
     # Box AP, 0 to 100, that the teacher must reach before a new run begins; 0: no such check.
     cfg.DISTILL.TEACHER.MIN_AP = 0.0
-    # On that many images, the first of each set of DATASETS.TEST.
+    # Number of images for that check, the first of each set of DATASETS.TEST.
     cfg.DISTILL.TEACHER.CHECK_IMAGES = 100
 
     # Matching Guided Distillation (ECCV 2020).
@@ -103,7 +103,7 @@ def add_mgd_config(cfg: CfgNode) -> None:
     # How the teacher channels of a group become one target: "absolute_max" ("amp", the paper's choice
     # for detection), "sparse" ("sm"), "random_drop" ("rd"), "simple_max" ("sp").
     cfg.DISTILL.MGD.REDUCER = "absolute_max"
-    # Where a negative target stops to matter: "batch_norm" (from the norm before the tap),
+    # Below which value a negative target no longer matters: "batch_norm" (from the norm before the tap),
     # "empirical" (from the images of the matching pass), "auto" (batch_norm where it holds).
     cfg.DISTILL.MGD.MARGIN = "auto"
     # Norm on the student's features before the loss, in training only: "GN", "BN" (statistics of each
@@ -146,7 +146,7 @@ def add_mgd_config(cfg: CfgNode) -> None:
     # A 1x1 convolution on the student's features, in training only: "auto" where the widths differ,
     # "always", "never".
     cfg.DISTILL.IMITATION.ADAPTER = "auto"
-    # What a position in a ground-truth box counts, beside 1 of the others.
+    # Weight of positions in ground-truth boxes; all others count 1.
     cfg.DISTILL.IMITATION.FOREGROUND_WEIGHT = 1.0
 
     # Channel-wise transformation (arXiv 2303.13212): imitation through an MLP over the student's channels.
