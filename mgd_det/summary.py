@@ -29,10 +29,12 @@ def summary(cfg: CfgNode, results: Mapping[str, Any] | None, seconds: float) -> 
     folder = cfg.OUTPUT_DIR
     lines = [f"finished after {timedelta(seconds=round(seconds))}: {folder}"]
     box = (results or {}).get("bbox")
-    if box and math.isnan(box["AP"]):  # COCO evaluation of no detections at all
-        lines.append(f"the student finds nothing in {', '.join(cfg.DATASETS.TEST)}: there is no AP")
-    elif box:
-        lines.append(f"AP {box['AP']:.1f}, AP50 {box['AP50']:.1f} on {', '.join(cfg.DATASETS.TEST)}")
+    if box:
+        tested = ", ".join(cfg.DATASETS.TEST)
+        if math.isnan(box["AP"]):  # COCO evaluation of no detections at all
+            lines.append(f"there is no AP: the student finds nothing in {tested}")
+        else:
+            lines.append(f"AP {box['AP']:.1f}, AP50 {box['AP50']:.1f} on {tested}")
         lines += comparison(cfg, box["AP"])
     student = os.path.join(folder, "student_config.yaml")
     weights = os.path.join(folder, "model_final.pth")
@@ -59,9 +61,11 @@ def comparison(cfg: CfgNode, ap: float) -> list[str]:
             "the AP of the student alone is not known: name the folder of its run in DISTILL.BASELINE"
         )
     else:
-        gained = f"the AP of the student alone is {baseline:.1f}: distilling gained {ap - baseline:+.1f}"
-        if teacher is not None and teacher > baseline:
-            gained += f", {(ap - baseline) / (teacher - baseline):.0%} of the gap to the teacher"
+        gained = f"the AP of the student alone is {baseline:.1f}"
+        if not math.isnan(ap):
+            gained += f": distilling gained {ap - baseline:+.1f}"
+            if teacher is not None and teacher > baseline:
+                gained += f", {(ap - baseline) / (teacher - baseline):.0%} of the gap to the teacher"
         lines.append(gained)
     return lines
 

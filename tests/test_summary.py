@@ -62,7 +62,8 @@ def test_an_ap_on_other_images_is_none(mgd_cfg, tmp_path):
 def test_a_student_that_finds_nothing_is_compared_with_nothing(mgd_cfg, tmp_path):
     mgd_cfg.DISTILL.BASELINE = finished_run(tmp_path / "alone", mgd_cfg, 20.04)
     text = summary(mgd_cfg, {"bbox": {"AP": float("nan"), "AP50": float("nan")}}, 1)
-    assert f"the student finds nothing in {mgd_cfg.DATASETS.TEST[0]}: there is no AP" in text
+    assert f"there is no AP: the student finds nothing in {mgd_cfg.DATASETS.TEST[0]}" in text
+    assert "the AP of the student alone is 20.0\n" in text
     assert "nan" not in text
     assert "gained" not in text
 
