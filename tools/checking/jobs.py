@@ -16,7 +16,7 @@ from typing import Any, Callable
 from checking import Failed
 
 LIMIT = 600  # seconds that any process may take
-PATIENCE = 30  # seconds that what a job started may outlive it
+PATIENCE = 120  # seconds that what a job started may outlive it
 
 
 class Job:
