@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Callable
 
 import torch
@@ -68,7 +70,17 @@ class MatchingImages:
             num_workers=self.cfg.DATALOADER.NUM_WORKERS,
             collate_fn=trivial_batch_collator,
             generator=generator,
+            worker_init_fn=partial(_leave_with, os.getpid()),
         )
+
+
+def _leave_with(parent: int, worker: int) -> None:
+    """End a worker whose parent died while it was being forked.
+
+    Torch's worker compares its parent with the one that it finds when it starts, and would never notice.
+    """
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 class RematchHook(HookBase):

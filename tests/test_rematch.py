@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from detectron2.engine import DefaultTrainer
@@ -246,6 +248,18 @@ def test_a_matching_that_cannot_be_solved_names_the_iteration(mgd_cfg):
     diverged = pytest.raises(FloatingPointError, match=r"before iteration 7: .*tap 'res4'")
     with EventStorage(7) as trainer.storage, diverged:
         hook.before_step()
+
+
+def test_a_worker_forked_by_a_dying_process_ends(mgd_cfg):
+    """The parent that it was told of is another than the one it has."""
+    register_datasets(mgd_cfg)
+    mgd_cfg.DATALOADER.NUM_WORKERS = 1
+    ours = MatchingImages(mgd_cfg)(0)
+    assert sum(len(batch) for batch in ours) == 4
+    orphaned = MatchingImages(mgd_cfg)(0)
+    orphaned.worker_init_fn = partial(orphaned.worker_init_fn.func, os.getppid())
+    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+        list(orphaned)
 
 
 @pytest.mark.parametrize(
