@@ -212,27 +212,32 @@ def load_config(
     try:
         cfg.merge_from_file(path)
     except (KeyError, ValueError, AssertionError, AttributeError, OSError, yaml.YAMLError) as error:
-        reason = " ".join(str(error.args[0] if error.args else error).split())
+        reason = _reason(error)
         raise ConfigError(key, path, reason, _remedy(reason, "Correct the file.")) from error
     if device:
         cfg.MODEL.DEVICE = device
+    if any(str(option).startswith("--") for option in opts):
+        raise ConfigError(opts_key, list(opts), "a flag among the keys", "Give --flags before the first KEY.")
     if len(opts) % 2:
         raise ConfigError(opts_key, list(opts), "an odd number of entries", "Give KEY VALUE pairs.")
     for pair in zip(opts[::2], opts[1::2]):
         try:
             cfg.merge_from_list(list(pair))
         except (KeyError, ValueError, AssertionError, AttributeError) as error:
-            reason = " ".join(str(error.args[0] if error.args else error).split())
+            reason = _reason(error)
             near = difflib.get_close_matches(str(pair[0]), _keys(cfg), n=1)
             hint = f"Did you mean {near[0]}?" if near and pair[0] != near[0] else "Correct it."
             raise ConfigError(opts_key, list(pair), reason, _remedy(reason, hint)) from error
     return cfg
 
 
+def _reason(error: Exception) -> str:
+    """What an error of yacs says, in a line."""
+    return " ".join(str(error.args[0] if error.args else error).split())
+
+
 def _remedy(reason: str, otherwise: str) -> str:
     """What to do about an error of yacs."""
-    if "--" in reason:
-        return "Give --flags before the first KEY."
     if "Type mismatch" in reason:
         return "Lists are written '[\"mgd\"]' or '[2.0]', tuples of one '(6000,)', fractions 35.0."
     if "key: DISTILL." in reason:

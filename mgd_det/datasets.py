@@ -61,7 +61,7 @@ def check_datasets(cfg: CfgNode, *, training: bool, model: CfgNode | None = None
     Args:
         cfg: a config whose `DATASETS.REGISTER` has been registered.
         training: whether DATASETS.TRAIN is used, beside DATASETS.TEST.
-        model: the config of the model that predicts, where it is not `cfg`.
+        model: the config of the teacher, where that is what predicts.
 
     Raises:
         ConfigError: a set is not registered, lacks its files, is not COCO format, has images of another
@@ -90,7 +90,7 @@ def check_datasets(cfg: CfgNode, *, training: bool, model: CfgNode | None = None
             classes = check_coco(cfg, key, name, metadata)
         else:  # a set of millions of boxes is not read twice; its classes are known where it says so
             classes = list(metadata.get("thing_classes") or ())
-        _check_class_count(model or cfg, key, name, len(classes), of_teacher=model not in (None, cfg))
+        _check_class_count(model or cfg, key, name, len(classes), of_teacher=model is not None)
         first = first if first[1] else (name, classes)
         _check_same_classes(key, name, classes, *first)
 

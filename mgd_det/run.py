@@ -111,12 +111,11 @@ def check(args: Any) -> None:
     training = not (args.eval_only or args.eval_teacher)
     if training:
         check_architecture(cfg)
-    check_datasets(cfg, training=training, model=teacher_test_config(cfg) if args.eval_teacher else cfg)
+    check_datasets(cfg, training=training, model=teacher_test_config(cfg) if args.eval_teacher else None)
     if training and is_distiller(cfg):
         check_teacher_settings(cfg)
     if args.suggest_weights is not None:
-        alone = training and not args.resume
-        check_suggestion(cfg, args.suggest_weights, alone=alone)
+        check_suggestion(cfg, args.suggest_weights, alone=training and not args.resume)
     check_solver(cfg, world_size(args))
     check_output(cfg)
     if training and args.suggest_weights is None:

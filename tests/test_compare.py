@@ -18,6 +18,7 @@ import yaml
 from conftest import ROOT, load_tool, small_config
 from PIL import Image
 
+from mgd_det.config import load_config
 from mgd_det.rng import isolated_rng
 from mgd_det.trainer import Trainer
 
@@ -27,7 +28,7 @@ from comparing import report, summary  # noqa: E402
 from comparing.experiment import Arm, read_experiment  # noqa: E402
 from comparing.process import Process  # noqa: E402
 from comparing.runner import Runner, time_left  # noqa: E402
-from comparing.runs import Run, file_name, plan, scaled  # noqa: E402
+from comparing.runs import Run, changed, file_name, plan, scaled  # noqa: E402
 
 COMPARE = ROOT / "tools/compare.py"
 
@@ -308,6 +309,13 @@ def test_runs_go_seed_by_seed_and_differ_in_what_they_should(tmp_path, monkeypat
     schedule = {"SOLVER.MAX_ITER", "SOLVER.STEPS"}
     assert changed == {"DISTILL.ENABLED", "SOLVER.BASE_LR", *schedule}
     assert {key for key in a.keys() | c.keys() if a.get(key) != c.get(key)} == {"SEED"}
+
+
+def test_a_run_that_wrote_its_config_has_the_settings_it_began_with(tmp_path):
+    """YAML gives the tuple of tuples among Detectron2's defaults back with lists in it."""
+    cfg = load_config(str(ROOT / "configs/demo/student_mgd.yaml"))
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    assert changed(load_config(str(tmp_path / "config.yaml"))) == changed(cfg)
 
 
 def test_arms_start_from_the_same_weights(mgd_cfg):

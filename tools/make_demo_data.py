@@ -372,7 +372,7 @@ def is_made(out: Path, recipe: dict[str, Any], force: bool) -> bool:
 
 
 def make(
-    out: Path, recipe: dict[str, Any], write: Callable[[Path, str, dict[str, Any]], Any] = write_split
+    out: Path, recipe: dict[str, Any], write: Callable[[Path, str, dict[str, Any]], Any]
 ) -> dict[str, Any]:
     """Write the set beside ``out``, then rename it; returns what ``write`` did for each split."""
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
@@ -448,23 +448,37 @@ def get_recipe(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Make the set unless it is there; returns the exit code."""
-    parser = get_parser()
-    args = parser.parse_args(argv)
+def run(
+    parser: argparse.ArgumentParser,
+    args: argparse.Namespace,
+    get_recipe: Callable[[argparse.Namespace], dict[str, Any]],
+    write: Callable[[Path, str, dict[str, Any]], Any],
+) -> dict[str, Any] | None:
+    """Make the set that a command line asks for; what ``write`` did for each split, None if it was there.
+
+    Ends the process with one line where it cannot be made.
+    """
     try:
         recipe = get_recipe(args)
         out = args.out.resolve()
         if is_made(out, recipe, args.force):
             print(f"{args.out} holds this set already")
-            return 0
-        objects = make(out, recipe)
+            return None
+        return make(out, recipe, write)
     except (DataError, OSError, ImportError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     except KeyboardInterrupt:
         parser.exit(130, f"{parser.prog}: interrupted; {args.out} is as it was\n")
-    summary = ", ".join(f"{s} {recipe[s]} images / {objects[s]} objects" for s in SPLITS)
-    print(f"{args.out}: {summary}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the set unless it is there; returns the exit code."""
+    parser = get_parser()
+    args = parser.parse_args(argv)
+    objects = run(parser, args, get_recipe, write_split)
+    if objects is not None:
+        summary = ", ".join(f"{s} {getattr(args, s)} images / {objects[s]} objects" for s in SPLITS)
+        print(f"{args.out}: {summary}")
     return 0
 
 

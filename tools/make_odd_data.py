@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from make_demo_data import SPLITS, DataError, encode_rle, is_made, load_sources, make, photo_crop
+from make_demo_data import SPLITS, DataError, encode_rle, load_sources, photo_crop, run
 from make_demo_data import TOOL as DEMO_TOOL
 from PIL import ExifTags, Image
 from pycocotools import mask as mask_utils
@@ -141,18 +141,20 @@ def write_split(data: Path, root: Path, split: str, recipe: dict[str, Any]) -> s
     return f"{split} {count} images ({', '.join(parts)}; {empty} without boxes), {crowds} crowds"
 
 
-def get_recipe(data: Path, seed: int) -> dict[str, Any]:
+def get_recipe(args: argparse.Namespace) -> dict[str, Any]:
     """What determines every byte of the set; DataError for parameters that make none."""
-    if seed < 0:
-        raise DataError(f"--seed must be 0 or more, not {seed}")
+    if args.seed < 0:
+        raise DataError(f"--seed must be 0 or more, not {args.seed}")
     try:
-        made_by = json.loads((data / "recipe.json").read_text(encoding="utf-8"))
+        made_by = json.loads((args.data / "recipe.json").read_text(encoding="utf-8"))
         is_demo = made_by["tool"] == DEMO_TOOL
     except (OSError, ValueError, TypeError, KeyError):
         is_demo = False
     if not is_demo:
-        raise DataError(f"--data {data} holds no set of tools/{DEMO_TOOL}.py: make one, and give its folder")
-    return {"tool": TOOL, "format": FORMAT, "seed": seed, "data": made_by}
+        raise DataError(
+            f"--data {args.data} holds no set of tools/{DEMO_TOOL}.py: make one, and give its folder"
+        )
+    return {"tool": TOOL, "format": FORMAT, "seed": args.seed, "data": made_by}
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -176,18 +178,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Make the set unless it is there; returns the exit code."""
     parser = get_parser()
     args = parser.parse_args(argv)
-    try:
-        recipe = get_recipe(args.data, args.seed)
-        out = args.out.resolve()
-        if is_made(out, recipe, args.force):
-            print(f"{args.out} holds this set already")
-            return 0
-        written = make(out, recipe, partial(write_split, args.data))
-    except (DataError, OSError, ImportError) as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, f"{parser.prog}: interrupted; {args.out} is as it was\n")
-    print("\n".join([f"{args.out}:", *written.values()]))
+    written = run(parser, args, get_recipe, partial(write_split, args.data))
+    if written is not None:
+        print("\n".join([f"{args.out}:", *written.values()]))
     return 0
 
 

@@ -22,9 +22,9 @@ the minima, the one in brackets that of the medians. Times belong to the machine
 - **The floor** of a distilled step is the student's own training step and as much of the teacher's forward
   pass as the taps need: nobody can distil for less. Both networks have random weights and see noise with
   boxes, in images of different sizes, so that there is padding. What the methods learn beside the student is
-  above the floor: the convolutions of `channel_mlp`, and most of all the 4,096 projections of `lsh`. Its
-  limit, beside a step over the student's alone, is that of arithmetic: multiplications and additions in
-  convolutions and matrix products, those of the floor over those of the student.
+  above the floor: the convolutions of `channel_mlp`, and most of all the 4,096 projections of `lsh`.
+  How far the floor lies over the student's own step has a limit, that of arithmetic: multiplications and
+  additions in convolutions and matrix products.
 - **The loss** is absolute max pooling (AMP, not mixed precision) with the partial L2 distance, forward and
   backward, beside a warm copy of the teacher's features into memory that is there already. Its limit counts
   the bytes that must move: teacher and student are read, the distances written and read again, the gradient

@@ -67,10 +67,15 @@ def changed(cfg: CfgNode) -> dict[str, Any]:
     """What a config has that is not the default, by dotted key; where it runs and writes left out."""
     defaults = get_cfg()
     add_mgd_config(defaults)
-    standard = dict(flat(defaults))
+    standard = as_read(dict(flat(defaults)))
     elsewhere = ("OUTPUT_DIR", "MODEL.DEVICE")
-    found = {k: v for k, v in flat(cfg) if k not in elsewhere and (k not in standard or v != standard[k])}
-    return json.loads(json.dumps(found))  # as it is read back: tuples are lists
+    found = as_read({key: value for key, value in flat(cfg) if key not in elsewhere})
+    return {key: value for key, value in found.items() if key not in standard or value != standard[key]}
+
+
+def as_read(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as a file gives them back: tuples are lists, within tuples too."""
+    return json.loads(json.dumps(settings))
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
