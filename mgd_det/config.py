@@ -80,6 +80,8 @@ def add_mgd_config(cfg: CfgNode) -> None:
     cfg.DISTILL.TEACHER.DTYPE = ""
     # True keeps its weights and features in channels_last order, in which some devices convolve faster.
     cfg.DISTILL.TEACHER.CHANNELS_LAST = False
+    # True translates what lies between its taps with torch.compile, which takes a minute at the start.
+    cfg.DISTILL.TEACHER.COMPILE = False
     # True accepts a weight file that lacks some of the teacher's tensors.
     cfg.DISTILL.TEACHER.ALLOW_PARTIAL_WEIGHTS = False
     # Box AP, 0 to 100, that the teacher must reach before a new run begins; 0: no such check.

@@ -43,6 +43,7 @@ class ResidualSum:
         self.block = block
         self.last_conv = getattr(block, "conv3", None) or block.conv2
         self.norm: nn.Module | None = getattr(self.last_conv, "norm", None)
+        self.hooked: list[nn.Module] = [m for m in (block, self.last_conv, block.shortcut) if m is not None]
 
     def attach(self, emit: Emit) -> list[Any]:
         parts: list[Tensor] = []
@@ -76,6 +77,7 @@ class BackboneOutput:
 
     def __init__(self, backbone: Any, name: str) -> None:
         self.backbone, self.name = backbone, name
+        self.hooked: list[nn.Module] = [backbone]
 
     def attach(self, emit: Emit) -> list[Any]:
         def emit_output(module: nn.Module, args: Any, output: Mapping[str, Tensor]) -> None:
@@ -91,6 +93,7 @@ class ModuleOutput:
 
     def __init__(self, module: Any, *, copy: bool) -> None:
         self.module, self.copy = module, copy
+        self.hooked: list[nn.Module] = [module]
 
     def attach(self, emit: Emit) -> list[Any]:
         def emit_output(module: nn.Module, args: Any, output: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,6 +16,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
 from .checkpoint import ReportingCheckpointer
+from .compiled import compile_between, undo_compile
 from .config import load_config, student_config
 from .errors import ConfigError, explained
 from .heads import find_head
@@ -22,6 +24,8 @@ from .lazy import build_lazy, image_format, is_lazy, lazy_student, load_lazy
 from .mixed_precision import DTYPES
 from .rng import isolated_rng
 from .taps import capture, split
+
+logger = logging.getLogger(__name__)
 
 CONFIG_KEY, WEIGHTS_KEY = "DISTILL.TEACHER.CONFIG_FILE", "DISTILL.TEACHER.WEIGHTS"
 OPTS_KEY = "DISTILL.TEACHER.OPTS"
@@ -47,6 +51,7 @@ class TeacherSpec:
     trusted: bool = False
     dtype: str = ""
     channels_last: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in TEACHER_DTYPES:
@@ -64,6 +69,7 @@ class TeacherSpec:
             cfg.DISTILL.UNSAFE_LOADING,
             node.DTYPE,
             node.CHANNELS_LAST,
+            node.COMPILE,
         )
 
     def config(self) -> CfgNode:
@@ -161,7 +167,7 @@ class TeacherSpec:
         return self._wrapped(model, cfg.INPUT.FORMAT)
 
     def _wrapped(self, model: nn.Module, input_format: str) -> Teacher:
-        return Teacher(model, input_format, TEACHER_DTYPES[self.dtype], self.channels_last)
+        return Teacher(model, input_format, TEACHER_DTYPES[self.dtype], self.channels_last, self.compile)
 
 
 class Teacher:
@@ -175,6 +181,8 @@ class Teacher:
         input_format: channel order that it expects, `INPUT.FORMAT` of its config.
         dtype: of its own autocast, float32 for none; None leaves it to the training's.
         channels_last: memory order of its weights and features.
+        compile: whether `torch.compile` translates what lies between the taps, when they are first asked
+            for; where it fails, the network goes on as it is, with one warning.
     """
 
     def __init__(
@@ -183,12 +191,15 @@ class Teacher:
         input_format: str,
         dtype: torch.dtype | None = None,
         channels_last: bool = False,
+        compile: bool = False,
     ) -> None:
         self.model: Any = model.eval().requires_grad_(False)
         self.input_format = input_format
         self.dtype = dtype
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.model.to(memory_format=self.memory_format)
+        self.compile = compile
+        self._compiled_for: list[str] | None = None
 
     def __reduce__(self) -> Any:  # copied and pickled as None
         return type(None), ()
@@ -222,11 +233,29 @@ class Teacher:
         pixels = self.pixels(images, image_format).contiguous(memory_format=self.memory_format)
         names, head_names = split(names)
         with self._autocast(pixels.device.type):
-            with capture(self.model.backbone, names, stop=not head_names) as features:
-                outputs = self.model.backbone(pixels)
+            features, outputs = self._run_backbone(pixels, names, stop=not head_names)
             if head_names:
                 features.update(find_head(self.model).run(outputs, head_names, student))
         return features
+
+    def _run_backbone(self, pixels: Tensor, names: list[str], *, stop: bool) -> tuple[dict[str, Any], Any]:
+        backbone = self.model.backbone
+        if self.compile and names != self._compiled_for:
+            undo_compile(backbone)
+            compile_between(backbone, names)
+            self._compiled_for = names
+        outputs = None
+        try:
+            with capture(backbone, names, stop=stop) as features:
+                outputs = backbone(pixels)
+        except RuntimeError as error:  # which all errors of torch.compile are
+            if not self.compile:
+                raise
+            logger.warning("the teacher runs without torch.compile: %s", str(error).strip().split("\n")[0])
+            self.compile = False
+            undo_compile(backbone)
+            return self._run_backbone(pixels, names, stop=stop)
+        return features, outputs
 
     def _autocast(self, device: str) -> AbstractContextManager[Any]:
         if self.dtype is None:

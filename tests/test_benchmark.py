@@ -13,6 +13,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
+from benchmarking import teacher  # noqa: E402
 from benchmarking.losses import Size, one_size, re_solve  # noqa: E402  (found through the path above)
 from benchmarking.report import document, lines  # noqa: E402
 from benchmarking.steps import random_batch  # noqa: E402
@@ -58,6 +59,9 @@ def test_images_of_a_batch_differ_in_size_and_have_their_boxes_inside():
         assert boxes[:, 2].max() <= 120
         assert boxes[:, 3].max() <= x["height"]
         assert set(x["instances"].gt_classes.tolist()) <= {0, 1}
+
+
+SETTING = {"config": "x.yaml", "images": 2, "size": [64, 96], "dtype": "float32", "overrides": []}
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +121,17 @@ def test_the_document_names_command_machine_and_what_was_not_run(record):
         "What has not been run",
     ):
         assert part in text
+
+
+def test_ways_to_run_the_teacher_are_beside_the_plain_one(mgd_cfg, monkeypatch):
+    """Without the compiler, which takes long and has its own tests."""
+    monkeypatch.delitem(teacher.WAYS, "COMPILE True")
+    rows = teacher.teacher_ways(mgd_cfg, 2, (64, 96), None, runs=1)
+    assert [row["way"] for row in rows] == list(teacher.WAYS)
+    assert rows[0]["ratio"] == {"minimum": 1, "median": 1}
+    assert rows[1]["ratio"]["minimum"] == rows[1]["seconds"]["minimum"] / rows[0]["seconds"]["minimum"]
+    printed = "\n".join(lines({"teacher": rows, "setting": SETTING}))
+    assert f"| DTYPE bfloat16 | {rows[2]['seconds']['median']:.3f} s |" in printed
 
 
 def test_an_unknown_config_is_one_line():

@@ -10,6 +10,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
+from torch._inductor import config as inductor_config
 
 from mgd_det.errors import ConfigError
 from mgd_det.taps import capture
@@ -133,6 +134,45 @@ def test_every_method_takes_a_teacher_in_bfloat16_and_channels_last(method, mgd_
             found = model(labelled)
         losses.append({name: found[name].item() for name in model.losses})
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+@pytest.fixture
+def compiler_cache(tmp_path, monkeypatch):
+    """Nothing compiled before, in this process or another."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    torch.compiler.reset()
+    with inductor_config.patch({"compile_threads": 1}):
+        yield
+    torch.compiler.reset()
+
+
+def warnings_of(caplog) -> list[str]:
+    return [r.message.split(":")[0] for r in caplog.records if r.name.startswith("mgd_det")]
+
+
+def test_a_compiled_teacher_gives_the_same_features(teacher_run, images, compiler_cache, caplog):
+    """At other sizes, too, and at a tap within what was compiled for the first one."""
+    plain, compiled = (spec_of(teacher_run, compile=flag).load(CPU) for flag in (False, True))
+    names = list(compiled.model.state_dict())
+    pixels = [x["image"] for x in images]
+    outside, inside = "bottom_up.res2.0.conv1", "bottom_up.stem.conv1"
+    for tap, seen in ((outside, pixels), (outside, [p[:, :, :40] for p in pixels]), (inside, pixels)):
+        expected, found = (teacher.features(seen, "RGB", [tap])[tap] for teacher in (plain, compiled))
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+        stem = compiled.model.backbone.bottom_up.stem
+        assert (stem._compiled_call_impl is None) == (tap == inside)
+    assert list(compiled.model.state_dict()) == names
+    assert warnings_of(caplog) == []
+
+
+def test_a_teacher_that_cannot_be_compiled_runs_as_it_is(teacher_run, images, compiler_cache, caplog):
+    plain, compiled = (spec_of(teacher_run, compile=flag).load(CPU) for flag in (False, True))
+    pixels = [x["image"] for x in images]
+    with inductor_config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        for _ in range(2):
+            expected, found = (teacher.features(pixels, "RGB", ["res2"]) for teacher in (plain, compiled))
+            assert torch.equal(found["res2"], expected["res2"])
+    assert warnings_of(caplog) == ["the teacher runs without torch.compile"]
 
 
 def test_features_carry_no_gradient(teacher_run, images):

@@ -29,6 +29,7 @@ from benchmarking.losses import pooled_loss, re_solve  # noqa: E402  (found thro
 from benchmarking.memory import peak_memory  # noqa: E402
 from benchmarking.report import document, lines  # noqa: E402
 from benchmarking.steps import Bench, loader_share, method_steps, tap_growth  # noqa: E402
+from benchmarking.teacher import teacher_ways  # noqa: E402
 from circumstances import circumstances  # noqa: E402
 
 from mgd_det.config import load_config  # noqa: E402
@@ -37,8 +38,8 @@ from mgd_det.errors import ConfigError  # noqa: E402
 from mgd_det.mixed_precision import DTYPES  # noqa: E402
 
 PARTS = ("loss", "solve", "steps", "memory")
-# Only where they are asked for: for "data" the training set must be there, "taps" takes long.
-DATA, TAPS = "data", "taps"
+# Only where they are asked for: for "data" the training set must be there, the others take long.
+DATA, TAPS, TEACHER = "data", "taps", "teacher"
 EXAMPLES = """
 examples:
   tools/benchmark.py                                  (RetinaNet R-50 to R-18 at COCO's size; slow on a CPU)
@@ -53,9 +54,9 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parts = f"of {', '.join(PARTS)} (default: all of them), {TAPS} and {DATA}, which needs the training set"
+    parts = f"of {', '.join(PARTS)} (default: all of them), {TAPS}, {TEACHER} and {DATA}, which needs the set"
     parser.add_argument(
-        "--only", nargs="+", choices=(*PARTS, TAPS, DATA), default=PARTS, metavar="PART", help=parts
+        "--only", nargs="+", choices=(*PARTS, TAPS, TEACHER, DATA), default=PARTS, metavar="PART", help=parts
     )
     parser.add_argument("--config-file", default="configs/retinanet_r18_mgd.yaml", metavar="FILE")
     parser.add_argument(
@@ -108,7 +109,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if "solve" in args.only:
         found["solve"] = re_solve(args.runs)
     dtype = DTYPES[args.dtype] if args.dtype else None
-    wanted = {part for part in ("steps", "memory", TAPS, DATA) if part in args.only}
+    wanted = {part for part in ("steps", "memory", TAPS, TEACHER, DATA) if part in args.only}
     if not wanted:
         return found
     found["setting"] = {
@@ -118,6 +119,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "dtype": args.dtype or "float32",
         "overrides": args.opts,
     }
+    if TEACHER in wanted:
+        found[TEACHER] = teacher_ways(cfg, args.images, tuple(args.size), dtype, args.runs)
     for method in args.methods:
         with tempfile.TemporaryDirectory() as folder:
             arguments = (cfg, method, Path(folder), args.images, tuple(args.size), dtype)

@@ -25,6 +25,8 @@ the minima, the one in brackets that of the medians. Times belong to the machine
   above the floor: the convolutions of `channel_mlp`, and most of all the 4,096 projections of `lsh`.
   How far the floor lies over the student's own step has a limit, that of arithmetic: multiplications and
   additions in convolutions and matrix products.
+- **The teacher's forward pass** ends with the last tap. Compiling it may take minutes when it first
+  runs, and is no part of the figures; later starts find what was compiled.
 - **The loss** is absolute max pooling (AMP, not mixed precision) with the partial L2 distance, forward and
   backward, beside a warm copy of the teacher's features into memory that is there already. Its limit counts
   the bytes that must move: teacher and student are read, the distances written and read again, the gradient
@@ -43,10 +45,12 @@ def lines(record: Record) -> Iterator[str]:
         yield from loss_lines(record["loss"])
     if "solve" in record:
         yield from solve_lines(record["solve"])
-    if {"steps", "memory", "taps"} & set(record):
+    if {"steps", "memory", "taps", "teacher"} & set(record):
         yield from setting_lines(record["setting"])
     if "steps" in record or "memory" in record:
         yield from step_lines(record)
+    if "teacher" in record:
+        yield from teacher_lines(record["teacher"])
     for method, rows in record.get("taps", {}).items():
         yield from tap_lines(method, rows)
     for method, steps in record.get("steps", {}).items():
@@ -116,6 +120,14 @@ def step_cells(steps: Record | None) -> list[str]:
         ratio(steps["over the student"]),
         f"{flops['floor'] / flops['student']:.2f}" if flops else "-",
     ]
+
+
+def teacher_lines(rows: Sequence[Record]) -> Iterator[str]:
+    yield "| the teacher's forward pass, with DISTILL.TEACHER. | takes | of the first |"
+    yield "|---|---:|---:|"
+    for row in rows:
+        yield f"| {row['way']} | {row['seconds']['median']:.3f} s | {ratio(row['ratio'])} |"
+    yield ""
 
 
 def tap_lines(method: str, rows: Sequence[Record]) -> Iterator[str]:
