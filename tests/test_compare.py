@@ -19,6 +19,7 @@ from conftest import ROOT, load_tool, small_config
 from PIL import Image
 
 from mgd_det.config import load_config
+from mgd_det.errors import ConfigError
 from mgd_det.rng import isolated_rng
 from mgd_det.trainer import Trainer
 
@@ -28,7 +29,7 @@ from comparing import report, summary  # noqa: E402
 from comparing.experiment import Arm, read_experiment  # noqa: E402
 from comparing.process import Process  # noqa: E402
 from comparing.runner import Runner, time_left  # noqa: E402
-from comparing.runs import Run, changed, file_name, plan, scaled  # noqa: E402
+from comparing.runs import Run, changed, file_name, files, plan, read_record, scaled  # noqa: E402
 
 COMPARE = ROOT / "tools/compare.py"
 
@@ -54,15 +55,17 @@ def test_too_few_values():
     assert summary.half_width([5.0]) is summary.deviation([5.0]) is summary.mean([]) is None
 
 
-def test_median_takes_the_first_key_with_a_value():
-    runs = [
-        {"gpu": None, "cpu": 1},
-        {"gpu": 8, "cpu": 2},
-        {"gpu": None, "cpu": 3},
-        {"gpu": None, "cpu": None},
-    ]
-    assert summary.median(runs, "gpu", "cpu") == 3
-    assert summary.median(runs[-1:], "gpu", "cpu") is None
+def test_median_is_of_the_runs_with_a_value():
+    runs = [{"x": 1}, {"x": None}, {"x": 2}, {"x": 6}]
+    assert summary.median(runs, "x") == 2
+    assert summary.median(runs[1:2], "x") is None
+
+
+def test_memory_of_a_gpu_is_not_mixed_with_that_of_processes():
+    """The second run was killed in its last evaluation, and its last start trained nothing on the GPU."""
+    records = [record("alone", 1, 10.0, peak_gpu_memory_mib=200), record("alone", 2, 10.0)]
+    assert summary.summarise(records, {"alone": 300}, "alone", 2)[0].memory_mib == 200
+    assert summary.summarise(records[1:], {"alone": 300}, "alone", 2)[0].memory_mib == 1000
 
 
 def record(arm: str, seed: int, ap: float, seconds: float = 0.2, **others) -> dict:
@@ -128,9 +131,9 @@ def test_pairs_are_compared_over_the_seeds_that_both_have(tmp_path):
     assert table.splitlines()[-5:] == [
         "| arm | against | n | AP - AP | 95% interval |",
         "|---|---|---:|---:|---:|",
-        "| mgd \\| new | long | 1 | +3.00 | - |",
+        "| mgd \\| new | long (600 iterations) | 1 | +3.00 | - |",
         "| mgd \\| new | alone | 3 | +2.00 | -0.48 to +4.48 |",
-        "| long | not yet | 0 | - | - |",
+        "| long (600 iterations) | not yet | 0 | - | - |",
     ]
     assert table in (tmp_path / "report.md").read_text()
     pairs = json.loads((tmp_path / "report.json").read_text())["pairs"]
@@ -142,7 +145,8 @@ def test_picture_grows_with_the_arms(tmp_path):
     several = Image.open(tmp_path / "report.png").size
     write_report(tmp_path, RECORDS[:1])
     assert Image.open(tmp_path / "report.png").size == several
-    report.draw(summary.summarise(RECORDS, {"alone": 300}, "alone", 3), "alone", tmp_path / "one.png")
+    rows = summary.summarise(RECORDS, {"alone": 300}, "alone", 3)
+    report.draw(rows, "alone", {"alone": "alone"}, tmp_path / "one.png")
     assert Image.open(tmp_path / "one.png").size[1] < several[1]
 
 
@@ -164,9 +168,10 @@ def test_file_names_are_safe_and_each_arms_own():
 
 
 def test_steps_are_scaled_along():
-    assert scaled((420, 540), 300 / 600) == (210, 270)
-    assert scaled((420, 540), 1 / 600) == (1,)
-    assert scaled((), 2) == ()
+    assert scaled((420, 540), 600, 300) == (210, 270)
+    assert scaled((420, 540), 600, 4) == (3,)  # and not at the end, where it would be of no use
+    assert scaled((1, 540), 600, 1) == ()
+    assert scaled((), 600, 1200) == ()
 
 
 @pytest.mark.parametrize(
@@ -232,6 +237,7 @@ BAD = [
     ({"pairs": [[["mgd"], "mgd"]]}, "pairs = [['mgd'], 'mgd']: not two of the arms"),
     ({"set": ["SOLVER.BASE_LR"]}, "set = ['SOLVER.BASE_LR']: an odd number of entries. Give pairs"),
     ({"set": ["NO.KEY", 1]}, "Non-existent key: NO.KEY"),
+    ({"set": ["SOLVER.REFERENCE_WORLD_SIZE", 8]}, "SOLVER.REFERENCE_WORLD_SIZE = 8: changes the lengths"),
     ({"set": ["SEED", 1]}, "set = ['SEED', 1]: SEED is set for every run by seeds"),
     ({"set": ["DATASETS.TEST", []]}, "DATASETS.TEST = []: AP is compared on one data set"),
     ({"arms": {**ARMS, 0.5: []}}, "arms = 0.5: not a text. Put the name in quotes"),
@@ -318,6 +324,23 @@ def test_a_run_that_wrote_its_config_has_the_settings_it_began_with(tmp_path):
     assert changed(load_config(str(tmp_path / "config.yaml"))) == changed(cfg)
 
 
+def test_a_run_that_read_other_files_is_not_counted(tmp_path):
+    weights = tmp_path / "teacher.pth"
+    weights.write_bytes(b"abc")
+    cfg = load_config(str(ROOT / "configs/demo/student_mgd.yaml"), ["DISTILL.TEACHER.WEIGHTS", str(weights)])
+    cfg.DATASETS.REGISTER = []
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of "abc", in FIPS 180-2
+    assert files(cfg) == {str(weights): digest}
+    run = small_run(tmp_path, 1, "")._replace(files=files(cfg))
+    run.result.parent.mkdir()
+    run.result.write_text(json.dumps({"settings": run.settings, "files": run.files}))
+    assert read_record(run) is not None
+    with pytest.raises(ConfigError, match=rf"made with another {weights}. Restore what it was"):
+        read_record(run._replace(files={str(weights): "0"}))
+    cfg.DISTILL.ENABLED = False
+    assert files(cfg) == {}
+
+
 def test_arms_start_from_the_same_weights(mgd_cfg):
     states = []
     for enabled in (False, True):
@@ -334,7 +357,7 @@ def small_run(tmp_path: Path, seed: int, script: str) -> Run:
     name = f"small_seed{seed}"
     output, arm = tmp_path / name, Arm("small", [], 3)
     command = ["-c", f"import os; os.chdir({str(output)!r}); {script}"]
-    return Run(arm, seed, command, {"SEED": seed}, name, output, tmp_path / f"results/{name}.json")
+    return Run(arm, seed, command, {"SEED": seed}, {}, name, output, tmp_path / f"results/{name}.json")
 
 
 def metrics_script(*lines: str) -> str:
@@ -342,26 +365,31 @@ def metrics_script(*lines: str) -> str:
 
 
 def test_failed_runs_are_told_and_the_others_go_on(tmp_path, capsys):
-    nothing_found = '{"iteration": 3, "bbox/AP": NaN, "bbox/AP50": NaN, "bbox/AP75": NaN}'
+    no_ap = '{"iteration": 3, "bbox/AP": NaN, "bbox/AP50": NaN, "bbox/AP75": NaN}'
+    detections = "os.mkdir('inference'); open('inference/coco_instances_results.json', 'w').write({!r})"
     early = '{"iteration": 1, "bbox/AP": 4.0, "bbox/AP50": 5.0, "bbox/AP75": 3.0, "time": 0.5}'
     middle = '{"iteration": 2, "time": 0.7}'
     last = '{"iteration": 3, "bbox/AP": 8.0, "bbox/AP50": 9.0, "bbox/AP75": 7.0}'
     log = "print('Starting training from iteration 1'); print(' eta: 0 iter: 2  max_mem: 123M')"
     runs = [
         small_run(tmp_path, 1, "print('it was the butler'); raise SystemExit(3)"),
-        small_run(tmp_path, 2, metrics_script(nothing_found)),
+        small_run(tmp_path, 2, f"{detections.format('[{}]')}; {metrics_script(no_ap)}"),  # nothing to detect
         small_run(tmp_path, 3, metrics_script(early)),  # exit code 0, and yet no evaluation at its end
         small_run(tmp_path, 4, f"{log}; {metrics_script(early, middle, last)}"),
+        small_run(tmp_path, 5, f"{detections.format('[]')}; {metrics_script(early, no_ap)}"),
     ]
     records: dict = {}
     assert Runner(runs, records, jobs=2, gpus=0).run() == 1
     output = capsys.readouterr().out
     assert "small, seed 1: failed: exit code 3; the end of " in output
     assert "it was the butler" in output
-    assert output.count("failed: no AP") == 2
+    assert output.count("failed: no AP: there was nothing to detect") == 1
+    assert output.count("failed: it was not evaluated at its end") == 1
     assert "small, seed 4: AP 8.00 in 0:00:0" in output
-    assert "1 of 4 runs done, 3 failed" in output
-    assert list(records) == ["small_seed4"]
+    assert "2 of 5 runs done, 3 failed" in output
+    assert set(records) == {"small_seed4", "small_seed5"}
+    nothing_found = {"AP": 0.0, "AP50": 0.0, "AP75": 0.0, "AP_by_iteration": {"2": 4.0, "3": 0.0}}
+    assert nothing_found.items() <= records["small_seed5"].items()
     written = json.loads((tmp_path / "results/small_seed4.json").read_text())
     assert written == records["small_seed4"]
     expected = {
@@ -371,7 +399,7 @@ def test_failed_runs_are_told_and_the_others_go_on(tmp_path, capsys):
     }
     assert expected.items() <= written.items()
     assert written["peak_memory_mib"] > 1
-    assert [path.name for path in (tmp_path / "results").iterdir()] == ["small_seed4.json"]
+    assert {path.stem for path in (tmp_path / "results").iterdir()} == set(records)
 
 
 def test_a_run_that_outlived_the_tool_is_not_started_twice(tmp_path, capsys):

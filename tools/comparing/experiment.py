@@ -107,7 +107,12 @@ def read_experiment(path: Path) -> Experiment:
         problem = "AP is compared on one data set"
         raise ConfigError("DATASETS.TEST", list(cfg.DATASETS.TEST), problem, "Name one, under 'set'.")
     for arm in arms:
-        load_config(str(config), arm.overrides, key="config", opts_key=f"arms: {arm.name}")
+        own = load_config(str(config), arm.overrides, key="config", opts_key=f"arms: {arm.name}")
+        size = own.SOLVER.REFERENCE_WORLD_SIZE
+        if size:
+            problem = "changes the lengths of runs, which 'iterations' gives"
+            remedy = "Give batch, learning rate and iterations for the processes that run, and 0 here."
+            raise ConfigError("SOLVER.REFERENCE_WORLD_SIZE", size, problem, remedy)
     data = f"{', '.join(cfg.DATASETS.TRAIN)} to train, {cfg.DATASETS.TEST[0]} to measure"
     return Experiment(
         config, seeds=seeds, baseline=document["baseline"], pairs=pairs, arms=arms, data=data, **folders

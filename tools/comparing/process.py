@@ -17,6 +17,7 @@ from typing import Any
 
 from comparing.runs import Run
 
+DETECTIONS = "inference/coco_instances_results.json"  # of the last evaluation, from Detectron2
 TAIL = 15  # lines of a failed run's output that are shown
 
 
@@ -92,14 +93,22 @@ class Process:
         length = self.run.arm.iterations
         # By iterations done; the last evaluation is logged behind the last iteration.
         evaluations = {min(line["iteration"] + 1, length): line for line in lines if "bbox/AP" in line}
-        last = evaluations.get(length, {})
-        if not math.isfinite(last.get("bbox/AP", math.nan)):
-            raise Failed(f"no AP: it detected nothing, or there was nothing to detect; see {self.console}")
+        if length not in evaluations:
+            raise Failed(f"it was not evaluated at its end; see {self.console}")
+        last = evaluations[length]
+        if not math.isfinite(last["bbox/AP"]):
+            if json.loads((self.run.output / DETECTIONS).read_text()):
+                raise Failed(f"no AP: there was nothing to detect; see {self.console}")
+            last = dict.fromkeys(last, 0.0)  # without a detection Detectron2 says NaN
+            evaluations[length] = last
         seconds = [line["time"] for line in lines if "time" in line]
         gpu_memory = [int(mib) for mib in re.findall(r"max_mem: (\d+)M", self.output())]
         return {
             **{name: last[f"bbox/{name}"] for name in ("AP", "AP50", "AP75")},
-            "AP_by_iteration": {str(i): line["bbox/AP"] for i, line in sorted(evaluations.items())},
+            "AP_by_iteration": {
+                str(i): line["bbox/AP"] if math.isfinite(line["bbox/AP"]) else None
+                for i, line in sorted(evaluations.items())
+            },
             "seconds_per_iteration": statistics.median(seconds) if seconds else None,
             "peak_memory_mib": round(self.peak_memory_mib),
             "peak_gpu_memory_mib": max(gpu_memory, default=0) or None,

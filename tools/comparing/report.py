@@ -18,8 +18,10 @@ BLUE, GREY = "#0072B2", "0.45"  # of the Okabe-Ito palette, which colour-blind r
 NOTES = """\
 AP is COCO box AP after the last iteration, mean over the seeds, beside its standard deviation (s.d.). The
 difference is *paired*: the mean, over the seeds that both have, of the arm's AP minus that of the baseline
-with the same seed, which saw the same images in the same order from the same initial weights. Intervals are
+with the same seed, which saw the same images in the same order from the same initial weights, as far as the
+arms do not set data, batch or weights otherwise, and before anything is inherited. Intervals are
 {confidence:.0%} (Student's t), each for its own comparison: they are not corrected for the number of arms.
+A run that detected nothing counts as an AP of 0.
 
 Seconds per iteration and memory are medians over the runs, each beside what multiple of the baseline's it is.
 The seconds are those of training steps, without the passes that solve the matching, evaluations and start-up.
@@ -54,7 +56,9 @@ def write_report(
     """
     rows = summarise(records, iterations, baseline, len(seeds))
     compared = compare_pairs(records, pairs)
-    (folder / "report.md").write_text(markdown(rows, compared, baseline, facts, records), encoding="utf-8")
+    names = labels(rows, baseline)
+    tables = "\n".join([table(rows, baseline, names), *pair_lines(compared, names)])
+    (folder / "report.md").write_text(markdown(tables, facts, records), encoding="utf-8")
     arms = [row._asdict() for row in rows]
     report = {**facts, **circumstances(records), "baseline": baseline, "seeds": list(seeds), "arms": arms}
     if compared:
@@ -65,17 +69,18 @@ def write_report(
         writer = csv.DictWriter(f, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(arms)
-    draw(rows, baseline, folder / "report.png")
-    return "\n".join([table(rows, baseline), *pair_lines(compared)])
+    draw(rows, baseline, names, folder / "report.png")
+    return tables
 
 
-def markdown(
-    rows: Sequence[Row],
-    pairs: Sequence[Pair],
-    baseline: str,
-    facts: Mapping[str, str],
-    records: Sequence[Record],
-) -> str:
+def labels(rows: Sequence[Row], baseline: str) -> dict[str, str]:
+    """Names of the arms, with the length of those that are not as long as the baseline."""
+    common = next(row.iterations for row in rows if row.arm == baseline)
+    lengths = {row.arm: "" if row.iterations == common else f" ({row.iterations} iterations)" for row in rows}
+    return {arm: arm + length for arm, length in lengths.items()}
+
+
+def markdown(tables: str, facts: Mapping[str, str], records: Sequence[Record]) -> str:
     """The report; `facts` are what the experiment was, by name, and come first."""
     found = circumstances(records)
     mixed = [name for name in ("machine", "versions") if len(found[name]) > 1]
@@ -93,8 +98,7 @@ def markdown(
         "",
         *("| | |", "|---|---|", *(f"| {name} | {cell(value)} |" for name, value in facts.items())),
         "",
-        table(rows, baseline),
-        *pair_lines(pairs),
+        tables,
         "",
         NOTES.format(confidence=CONFIDENCE) + (MIXED.format(what=" and ".join(mixed)) if mixed else ""),
         "![Paired differences to the baseline, with their intervals](report.png)",
@@ -112,18 +116,16 @@ def circumstances(records: Sequence[Record]) -> dict[str, list[str]]:
     }
 
 
-def table(rows: Sequence[Row], baseline: str) -> str:
+def table(rows: Sequence[Row], baseline: str, names: Mapping[str, str]) -> str:
     """The rows in markdown."""
-    common = next(row.iterations for row in rows if row.arm == baseline)
     lines = [
         f"| arm | n | AP | s.d. | AP50 | AP - {cell(baseline)} | {CONFIDENCE:.0%} interval "
         "| s/iteration | relative | memory, MiB | relative |",
         "|---|" + "---:|" * 10,
     ]
     for row in rows:
-        length = "" if row.iterations == common else f" ({row.iterations} iterations)"
         cells = [
-            *(cell(row.arm) + length, count(row)),
+            *(cell(names[row.arm]), count(row)),
             *(number(row.ap, ".2f"), number(row.ap_sd, ".2f"), number(row.ap50, ".2f")),
             *(number(row.difference, "+.2f"), interval(row)),
             *(number(row.seconds_per_iteration, ".3f"), number(row.seconds_ratio, ".2f")),
@@ -133,15 +135,15 @@ def table(rows: Sequence[Row], baseline: str) -> str:
     return "\n".join(lines)
 
 
-def pair_lines(pairs: Sequence[Pair]) -> list[str]:
+def pair_lines(pairs: Sequence[Pair], names: Mapping[str, str]) -> list[str]:
     """A table in markdown of those compared with each other, behind an empty line; none without any."""
     if not pairs:
         return []
     lines = ["", f"| arm | against | n | AP - AP | {CONFIDENCE:.0%} interval |", "|---|---|---:|---:|---:|"]
     for pair in pairs:
         cells = [
-            cell(pair.arm),
-            cell(pair.other),
+            cell(names[pair.arm]),
+            cell(names[pair.other]),
             str(pair.n),
             number(pair.difference, "+.2f"),
             interval(pair),
@@ -169,7 +171,7 @@ def count(row: Row) -> str:
     return str(row.n) if row.n == row.n_wanted else f"{row.n} of {row.n_wanted}"
 
 
-def draw(rows: Sequence[Row], baseline: str, path: Path) -> None:
+def draw(rows: Sequence[Row], baseline: str, names: Mapping[str, str], path: Path) -> None:
     """One horizontal row for each arm: mean difference to the baseline, its interval, every seed's dot."""
     rows = [row for row in rows if row.arm != baseline]
     figure = Figure(figsize=(7.5, 1.5 + 0.55 * max(len(rows), 1)), layout="constrained")
@@ -182,8 +184,8 @@ def draw(rows: Sequence[Row], baseline: str, path: Path) -> None:
             below = [y + 0.22] * len(row.differences)  # the interval's marks stay free
             seeds = list(row.differences.values())
             axis.scatter(seeds, below, s=22, facecolors="none", edgecolors=GREY, label="one seed")
-    names = [row.arm + ("" if row.n == row.n_wanted else f" ({count(row)})") for row in rows]
-    axis.set_yticks(range(len(rows)), [textwrap.fill(name, 32) for name in names])
+    found = [names[row.arm] + ("" if row.n == row.n_wanted else f" ({count(row)})") for row in rows]
+    axis.set_yticks(range(len(rows)), [textwrap.fill(name, 32) for name in found])
     axis.set_ylim(max(len(rows), 1) - 0.4, -0.6)
     axis.set_xlabel(textwrap.fill(f"box AP minus that of “{baseline}” with the same seed", 80))
     axis.tick_params(axis="y", length=0)

@@ -73,6 +73,7 @@ class Runner:
                     for process in self.running:
                         done = process.iterations()[1]
                         say(f"  {process.run}: iteration {done}/{process.run.arm.iterations}")
+                    say(f"  {self.progress()}")
         finally:
             for process in self.running:
                 process.kill()
@@ -110,6 +111,7 @@ class Runner:
             "command": shlex.join(["python", *run.command]),
             "overrides": run.arm.overrides,
             "settings": run.settings,
+            "files": run.files,
         }
         run.result.parent.mkdir(parents=True, exist_ok=True)
         aside = run.result.with_suffix(".partial")

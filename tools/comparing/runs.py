@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -23,6 +24,7 @@ class Run(NamedTuple):
     seed: int
     command: list[str]  # without the interpreter
     settings: dict[str, Any]  # that its result depends on
+    files: dict[str, str]  # and files, with their digests
     name: str  # of its files
     output: Path
     result: Path
@@ -39,7 +41,7 @@ def plan(experiment: Experiment, gpus: int) -> list[Run]:
         for arm in experiment.arms:
             name = f"{file_name(arm.name)}_seed{seed}"
             output, result = experiment.output / name, experiment.results / f"{name}.json"
-            steps = scaled(solver.STEPS, arm.iterations / solver.MAX_ITER)
+            steps = scaled(solver.STEPS, solver.MAX_ITER, arm.iterations)
             opts = [
                 *("OUTPUT_DIR", str(output), "SEED", str(seed), "SOLVER.MAX_ITER", str(arm.iterations)),
                 *("SOLVER.STEPS", str(steps), "DISTILL.EXACT_RESUME", "True", *arm.overrides),
@@ -48,8 +50,8 @@ def plan(experiment: Experiment, gpus: int) -> list[Run]:
             command += ["--num-gpus", str(gpus)]
             if gpus > 1:  # so that several such runs do not meet at one port
                 command += ["--dist-url", "auto"]
-            settings = changed(load_config(str(experiment.config), opts))
-            runs.append(Run(arm, seed, [*command, *opts], settings, name, output, result))
+            cfg = load_config(str(experiment.config), opts)
+            runs.append(Run(arm, seed, [*command, *opts], changed(cfg), files(cfg), name, output, result))
     return runs
 
 
@@ -59,8 +61,10 @@ def file_name(arm: str) -> str:
     return plain if plain == arm else f"{plain}-{hashlib.sha256(arm.encode()).hexdigest()[:6]}".strip("-")
 
 
-def scaled(steps: Sequence[int], factor: float) -> tuple[int, ...]:
-    return tuple(sorted({round(step * factor) for step in steps}))
+def scaled(steps: Sequence[int], length: int, new_length: int) -> tuple[int, ...]:
+    """Iterations at which the learning rate falls, in a run of another length."""
+    moved = {round(step * new_length / length) for step in steps}
+    return tuple(sorted(step for step in moved if 0 < step < new_length))
 
 
 def changed(cfg: CfgNode) -> dict[str, Any]:
@@ -71,6 +75,19 @@ def changed(cfg: CfgNode) -> dict[str, Any]:
     elsewhere = ("OUTPUT_DIR", "MODEL.DEVICE")
     found = as_read({key: value for key, value in flat(cfg) if key not in elsewhere})
     return {key: value for key, value in found.items() if key not in standard or value != standard[key]}
+
+
+def files(cfg: CfgNode) -> dict[str, str]:
+    """Digests of the local files that a run reads, by path: weights and annotations, not the images."""
+    used = {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST}
+    paths = [entry[1] for entry in cfg.DATASETS.REGISTER if entry[0] in used]
+    paths += [cfg.MODEL.WEIGHTS, cfg.DISTILL.TEACHER.WEIGHTS if cfg.DISTILL.ENABLED else ""]
+    return {path: digest(path) for path in sorted(paths) if Path(path).is_file()}
+
+
+@functools.cache
+def digest(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def as_read(settings: dict[str, Any]) -> dict[str, Any]:
@@ -98,6 +115,10 @@ def read_record(run: Run) -> dict[str, Any] | None:
     try:
         record = json.loads(run.result.read_text())
         check_settings("results", run.result, record["settings"], run.settings, remedy)
+        differing = [path for path, then in record["files"].items() if run.files.get(path, then) != then]
+        if differing:
+            problem = f"made with another {' and '.join(differing)}"
+            raise ConfigError("results", str(run.result), problem, f"Restore what it was. {remedy}")
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ConfigError("results", str(run.result), "not the record of a run", remedy) from error
     return record

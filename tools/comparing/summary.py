@@ -68,7 +68,9 @@ def summarise(
     runs = {arm: [r for r in records if r["arm"] == arm] for arm in iterations}
     ap = {arm: {r["seed"]: r["AP"] for r in of_arm} for arm, of_arm in runs.items()}
     seconds = {arm: median(of_arm, "seconds_per_iteration") for arm, of_arm in runs.items()}
-    memory = {arm: median(of_arm, "peak_gpu_memory_mib", "peak_memory_mib") for arm, of_arm in runs.items()}
+    on_gpu = any(r["peak_gpu_memory_mib"] for r in records)  # a GPU's memory is not compared with a process's
+    peak = "peak_gpu_memory_mib" if on_gpu else "peak_memory_mib"
+    memory = {arm: median(of_arm, peak) for arm, of_arm in runs.items()}
     rows = []
     for arm in iterations:
         differences = {} if arm == baseline else paired(ap[arm], ap[baseline])
@@ -115,10 +117,9 @@ def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> dict[i
     return {seed: value - baseline[seed] for seed, value in values.items() if seed in baseline}
 
 
-def median(records: Sequence[Record], *keys: str) -> float | None:
-    """Median over the runs of the first of the keys that a record has a value for."""
-    found = [next((r[key] for key in keys if r[key] is not None), None) for r in records]
-    values = [value for value in found if value is not None]
+def median(records: Sequence[Record], key: str) -> float | None:
+    """Median over the runs that have a value for the key."""
+    values = [r[key] for r in records if r[key] is not None]
     return statistics.median(values) if values else None
 
 
