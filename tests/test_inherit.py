@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -60,6 +62,42 @@ def test_what_cannot_be_inherited_is_an_error_and_nothing_is_copied(parts, match
     with pytest.raises(ConfigError, match=match):
         inherit(student, teacher, parts)
     assert copied(student, teacher) == before
+
+
+@pytest.mark.parametrize(
+    ("opts", "match"),
+    [
+        (["NUM_CONVS", 2], "'head.cls_subnet' has other layers in the two networks: the student alone has"),
+        (["NORM", ""], "the teacher alone has head.cls_subnet.1"),
+    ],
+)
+def test_a_head_with_other_layers_is_refused(opts, match, mgd_cfg):
+    """Its layers are named by their places, and the last one learnt to follow all of the others."""
+    mgd_cfg.DISTILL.METHODS, mgd_cfg.DISTILL.INHERIT = [], ["head"]
+    mgd_cfg.MODEL.RETINANET.merge_from_list(opts)
+    model = build_model(mgd_cfg)
+    with pytest.raises(ConfigError, match=match):
+        model.inherit()
+
+
+def test_a_backbone_without_an_fpn_has_none_to_give():
+    student, teacher = network(2, 6), network(2, 6)
+    teacher.backbone = nn.Sequential(nn.Linear(2, 4))
+    with pytest.raises(ConfigError, match="the teacher has no module 'fpn'"):
+        inherit(student, teacher, ["fpn"])
+
+
+def test_the_log_tells_other_shapes_from_what_only_one_network_has(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("detectron2"), "propagate", True)
+    student, teacher = network(2, 5), network(2, 6)
+    student.head["mine"], teacher.head["yours"] = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    with caplog.at_level(logging.INFO, "detectron2"):
+        inherit(student, teacher, ["head"])
+    assert caplog.messages == [
+        "inherited from the teacher: 2 of 5 tensors of 'head'; not, since the shapes differ: "
+        "head.score.weight (5, 4), head.score.bias (5,); not, since the teacher lacks them: "
+        "head.mine.weight; the teacher's alone: head.yours.weight"
+    ]
 
 
 def test_a_real_student_takes_over_fpn_and_head(mgd_cfg):
