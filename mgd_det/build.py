@@ -41,6 +41,13 @@ def build_student(cfg: CfgNode) -> nn.Module:
             "not the name of a stock meta-architecture",
             'Name one of Detectron2\'s, for example "RetinaNet" or "GeneralizedRCNN".',
         )
+    if cfg.DISTILL.STUDENT_OPTS:
+        raise ConfigError(
+            "DISTILL.STUDENT_OPTS",
+            list(cfg.DISTILL.STUDENT_OPTS),
+            f"changes students of a LazyConfig, and {name!r} is described by the MODEL keys",
+            "Set those.",
+        )
     with explained(ARCHITECTURE_KEY, name):
         return META_ARCH_REGISTRY.get(name)(cfg)
 
@@ -65,6 +72,9 @@ def build_methods(cfg: CfgNode, student: nn.Module) -> dict[str, Method]:
                 f"there is no method {name!r}",
                 f"Choose from {list(method_defaults())}.",
             )
+        if name in methods:
+            problem = f"names {name!r} twice"
+            raise ConfigError("DISTILL.METHODS", list(cfg.DISTILL.METHODS), problem, "Name it once.")
         node = cfg.DISTILL[name.upper()]
 
         def in_student(
@@ -113,29 +123,29 @@ def check_taps(
 ) -> None:
     """Refuse, with a ConfigError, taps that teach nothing, or at which the networks' positions differ."""
     for tap, info in student.items():
-        key = taps_key(methods, tap)
+        key, taps = taps_key(methods, tap)
         if not info.trainable:
             raise ConfigError(
                 key,
-                list(student),
+                taps,
                 f"no trainable weight of the student lies before the tap {tap!r}, so its loss would "
                 "teach nothing but its own norm",
-                "Lower MODEL.BACKBONE.FREEZE_AT, or leave that tap out.",
+                "Lower MODEL.BACKBONE.FREEZE_AT (of a LazyConfig `freeze_at`, in DISTILL.STUDENT_OPTS), or "
+                "leave that tap out.",
             )
         if info.stride != teacher[tap].stride:
             at = {True: "proposals", False: "features of stride {}"}
             ours, theirs = (at[i.stride is None].format(i.stride) for i in (info, teacher[tap]))
-            raise ConfigError(
-                key,
-                list(student),
-                f"at {tap!r} the student has {ours} and the teacher {theirs}",
-                "Choose taps at which both networks have the same stride, and the same kind of head.",
-            )
+            remedy = "Choose taps at which both networks have the same stride, and the same kind of head."
+            if tap == PREDICTIONS:
+                remedy = 'Choose a teacher with the same kind of head, or leave "logits" out.'
+            problem = f"at {tap!r} the student has {ours} and the teacher {theirs}"
+            raise ConfigError(key, taps, problem, remedy)
 
 
-def taps_key(methods: Mapping[str, Method], tap: str) -> str:
-    """The config key that asks for a tap."""
+def taps_key(methods: Mapping[str, Method], tap: str) -> tuple[str, list[str]]:
+    """The config key that asks for a tap, and its value."""
     if tap == PREDICTIONS:  # which comes with its method
-        return "DISTILL.METHODS"
-    name = next(name for name, method in methods.items() if tap in method.taps)
-    return f"DISTILL.{name.upper()}.TAPS"
+        return "DISTILL.METHODS", list(methods)
+    name, method = next((name, method) for name, method in methods.items() if tap in method.taps)
+    return f"DISTILL.{name.upper()}.TAPS", list(method.taps)

@@ -217,6 +217,14 @@ CASES = {
         ["DISTILL.METHODS", ["channel_mlp"], "DISTILL.CHANNEL_MLP.HIDDEN", -3],
         ["DISTILL.CHANNEL_MLP.HIDDEN = -3", "at least 0"],
     ),
+    "a method named twice": (
+        ["DISTILL.METHODS", ["mgd", "logits", "mgd"]],
+        ["DISTILL.METHODS = ['mgd', 'logits', 'mgd']", "names 'mgd' twice"],
+    ),
+    "a LazyConfig's overrides for a yaml config": (
+        ["DISTILL.STUDENT_OPTS", ["model.num_classes=12"]],
+        ["DISTILL.STUDENT_OPTS = ['model.num_classes=12']", "'RetinaNet' is described by the MODEL keys"],
+    ),
     "an unknown assignment": (
         ["DISTILL.MGD.ASSIGNMENT", "lucky"],
         ["DISTILL.MGD.ASSIGNMENT = 'lucky'", "'random'"],

@@ -247,10 +247,14 @@ def test_a_two_stage_teachers_fpn_teaches_a_one_stage_student(make, labelled, te
 @pytest.mark.parametrize(("student", "teacher"), [("retinanet", "faster"), ("faster", "retinanet")])
 @pytest.mark.parametrize("method", ["lsh", "logits"])
 def test_heads_of_one_and_two_stages_are_not_compared(student, teacher, method, make, teachers):
-    detector = built(make(student, [method], teacher=teachers(teacher)))
-    tap = "head" if method == "lsh" else "predictions"
+    """Of the method that cannot work, the key is named with its own value."""
+    detector = built(make(student, ["imitation", method], teacher=teachers(teacher)))
+    key, tap = {
+        "lsh": (r"DISTILL\.LSH\.TAPS = \['head'\]", "head"),
+        "logits": (r"DISTILL\.METHODS = \['imitation', 'logits'\]", "predictions"),
+    }[method]
     assert tap in HEAD_TAPS
-    with pytest.raises(ConfigError, match=rf"at '{tap}' .*proposals.*same kind of head"):
+    with pytest.raises(ConfigError, match=rf"^{key}: at '{tap}' .*proposals.*same kind of head"):
         detector.prepare()
 
 

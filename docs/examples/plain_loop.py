@@ -36,15 +36,17 @@ def main() -> None:
     ReportingCheckpointer(model).load(
         cfg.MODEL.WEIGHTS
     )  # as Detectron2's; reads torchvision's ImageNet files, too
+    model.inherit()  # what DISTILL.INHERIT names, of the teacher
     optimizer = build_optimizer(cfg, model)  # of the student, and of what the methods learn beside it
     scheduler = build_lr_scheduler(cfg, optimizer)
     matching_images = MatchingImages(cfg)  # of the training set, read without augmentation
+    period = cfg.DISTILL.MGD.UPDATE.PERIOD
 
     model.train()
     loader = iter(build_detection_train_loader(cfg))
     with EventStorage() as storage:  # which Detectron2's networks log to
         for step in range(cfg.SOLVER.MAX_ITER):
-            if step % cfg.DISTILL.MGD.UPDATE.PERIOD == 0:
+            if model.matching and (step == 0 or (period and step % period == 0)):
                 for report in model.rematch(matching_images(step)):
                     print(f"step {step}: {report.name} matched at a mean cost of {report.cost:.3f}")
             losses = model(next(loader))  # the student's and, with names of their own, the distillation's

@@ -82,7 +82,8 @@ class Logits(Method):
             raise ConfigError(
                 "DISTILL.METHODS",
                 "logits",
-                f"the student has {ours.num_classes} classes (NUM_CLASSES of its MODEL keys), and the "
+                f"the student has {ours.num_classes} classes (NUM_CLASSES of its MODEL keys, "
+                "`num_classes` of a LazyConfig), and the "
                 f"teacher {theirs.num_classes}",
                 remedy,
             )
@@ -95,7 +96,8 @@ class Logits(Method):
                 "DISTILL.METHODS",
                 "logits",
                 f"the student's {part} {shown[0]}, the teacher's {shown[1]}",
-                "Give both the same MODEL.ANCHOR_GENERATOR, BBOX_REG_WEIGHTS and CLS_AGNOSTIC_BBOX_REG"
+                "Give both the same MODEL.ANCHOR_GENERATOR, BBOX_REG_WEIGHTS and CLS_AGNOSTIC_BBOX_REG, or "
+                "what a LazyConfig has for them"
                 + ("." if part in ROW_PARTS else ", or set DISTILL.LOGITS.BOX_WEIGHT 0."),
             )
 
