@@ -114,7 +114,7 @@ def add_mgd_config(cfg: CfgNode) -> None:
     # True uses every teacher channel also where the student's channels do not divide their number:
     # some groups then hold one more than others.
     cfg.DISTILL.MGD.SPREAD = False
-    # "solved", or a control for comparisons: "random", drawn once, or "identity", by channel number.
+    # "solved", or a control for comparisons: "random", one draw for all runs; "identity", by channel number.
     cfg.DISTILL.MGD.ASSIGNMENT = "solved"
     # When the matching is solved again, after a first time at the start.
     cfg.DISTILL.MGD.UPDATE = CfgNode()

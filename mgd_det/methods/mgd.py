@@ -57,7 +57,8 @@ class MGD(Method):
         reduction: "mean" over all unpadded elements, or "reference": the sum over all elements, divided
             by the reference implementation's constants and the global batch size.
         spread: use every teacher channel also where the student's number does not divide theirs.
-        assignment: "solved", or a control for comparison: "random", drawn once, or "identity", by index.
+        assignment: "solved", or a control for comparison: "random", one draw for all runs, or "identity",
+            by index.
     """
 
     matches = True
