@@ -150,7 +150,7 @@ class DistilledDetector(nn.Module):
                 "DistilledDetector is being trained, but no matching has been solved: register "
                 "mgd_det.RematchHook(cfg) with the trainer, or call rematch() with batches of images"
             )
-        batched_inputs = self._to_device(batched_inputs)
+        batched_inputs = self.to_device(batched_inputs)
         points: dict[str, GradientPoint] | None = {} if self.measure_next else None
         names, head_names = split([sides(tap)[0] for tap in self.taps])
         head: Any = find_head(self.student).capture(head_names) if head_names else nullcontext({})
@@ -212,7 +212,7 @@ class DistilledDetector(nn.Module):
         with isolated_rng(), evaluating(self.student):
             for batch in batches:
                 seen += len(batch)
-                batch = self._to_device(batch)
+                batch = self.to_device(batch)
                 pixels = self.student.preprocess_image(batch).tensor
                 with capture(self.student.backbone, names, stop=True) as student:
                     self.student.backbone(pixels)
@@ -266,7 +266,7 @@ class DistilledDetector(nn.Module):
                     )
                     raise ConfigError(key, method.taps, problem, RESUME_REMEDY) from error
 
-    def _to_device(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def to_device(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Move the images once, for both networks."""
         return [{**x, "image": x["image"].to(self.device)} for x in batched_inputs]
 

@@ -81,9 +81,9 @@ class Bench:
     def floor_step(self) -> None:
         """The same, and as much of the teacher as the taps need."""
         with self.running():
-            losses = self.model.student(self.batch)
-            images = [x["image"].to(self.device) for x in self.batch]
-            self.model.teacher.features(images, self.model.input_format, self.names)
+            batch = self.model.to_device(self.batch)
+            losses = self.model.student(batch)
+            self.model.teacher.features([x["image"] for x in batch], self.model.input_format, self.names)
         self.update(losses)
 
     def distilled_step(self) -> None:
