@@ -191,7 +191,6 @@ class DistilledDetector(nn.Module):
             losses.update(dict.fromkeys(method.losses, zero))
         return losses
 
-    @torch.no_grad()
     def rematch(
         self,
         batches: Iterable[list[dict[str, Any]]],
@@ -204,6 +203,20 @@ class DistilledDetector(nn.Module):
         Args:
             batches: lists of dicts with "image", (C, H, W), as in training; no instances needed.
             sum_over_ranks: replaces a tensor, in place, by its sum over all processes.
+        """
+        self.observe_pass(batches, sum_over_ranks)
+        return self.solve()
+
+    @torch.no_grad()
+    def observe_pass(
+        self,
+        batches: Iterable[list[dict[str, Any]]],
+        sum_over_ranks: Callable[[Tensor], None] = lambda tensor: None,
+    ) -> None:
+        """Replace the statistics that the matchings are solved from by those of a pass over images.
+
+        Args:
+            batches, sum_over_ranks: as :meth:`rematch`'s.
         """
         self.prepare()
         taps = list(dict.fromkeys(tap for method in self.matching for tap in method.taps))
@@ -223,8 +236,8 @@ class DistilledDetector(nn.Module):
             raise ValueError("there are no images to solve the matching from")
         for method in self.matching:
             method.absorb(sum_over_ranks, decay=0)
-        return self.solve()
 
+    @torch.no_grad()
     def solve(self) -> list[MatchReport]:
         """Solve the matchings of all methods from the statistics that they have."""
         return [report for method in self.methods.values() for report in method.solve()]

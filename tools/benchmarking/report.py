@@ -33,9 +33,10 @@ the minima, the one in brackets that of the medians. Times belong to the machine
   written; a copy reads and writes the teacher's features. `fused` is what training uses where there is a
   C compiler or, on a GPU, Triton; `plain torch` takes its place elsewhere; `in sequence` are the two
   definitions one after the other, with automatic differentiation.
-- **Matching** has a share in the training time: `online`, statistics from the features of every so many-th
-  step; by `pass`, extra images through both networks, solving included. For its matching the reference
-  implementation takes 6,006 batches in 90,000 iterations, through both networks twice.
+- **Matching** has a share in the training time: by `pass`, extra images through both networks; `online`,
+  statistics from the features of every so many-th step, after a first pass. Both count the solving once for
+  each matching; reading a pass's images is not counted. For its matching the reference implementation takes
+  6,006 batches in 90,000 iterations, through both networks twice.
 """
 
 
@@ -142,7 +143,7 @@ def share_lines(method: str, steps: Record) -> Iterator[str]:
     schedule, shares = steps["schedule"], steps["shares"]
     yield (
         f"Matching of `{method}`: online, every {schedule['online every']}th step, {shares['online']:.2%} of "
-        f"the training time and no extra batch; by pass, {schedule['passes']} times "
+        f"the training time; by pass, {schedule['passes']} times "
         f"{schedule['images of a pass']} images in {schedule['iterations']} iterations of "
         f"{schedule['batch']} images, {shares['pass']:.2%}."
     )
