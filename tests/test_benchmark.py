@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 from benchmarking import teacher  # noqa: E402
 from benchmarking.losses import Size, one_size, re_solve  # noqa: E402  (found through the path above)
-from benchmarking.report import document, lines  # noqa: E402
+from benchmarking.report import document, lines, not_run  # noqa: E402
 from benchmarking.steps import matching_shares, random_batch  # noqa: E402
 from benchmarking.timing import Timing, in_turn  # noqa: E402
 
@@ -131,6 +131,20 @@ def test_the_document_names_command_machine_and_what_was_not_run(record):
         "What has not been run",
     ):
         assert part in text
+
+
+def test_what_no_gpu_has_run_is_listed_by_parts():
+    parts = ("The fused loss", "Training steps", "Peak memory", "The teacher's forward pass")
+
+    def listed(*records: dict) -> list[str]:
+        return [part for part in parts if f"- {part}" in not_run(records)]
+
+    on_cpu = {"device": "cpu", "steps": {}}
+    assert listed({"loss": []}, on_cpu) == list(parts)  # older files name no device
+    assert listed({"device": "cuda", "loss": [], "memory": {}}, on_cpu) == [parts[1], parts[3]]
+    everything = {"device": "cuda:0", "loss": [], "steps": {}, "memory": {}, "teacher": []}
+    assert listed(everything) == []
+    assert "is not built" in not_run([everything])
 
 
 def test_ways_to_run_the_teacher_are_beside_the_plain_one(mgd_cfg, monkeypatch):

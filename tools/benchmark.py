@@ -90,6 +90,7 @@ def main(argv: Sequence[str]) -> None:
     record = {
         "command": shlex.join(["tools/benchmark.py", *argv]),
         **circumstances(f"{torch.get_num_threads()} threads of torch"),
+        "device": args.device,
         **found,
     }
     if args.json:
