@@ -150,7 +150,7 @@ class DistilledDetector(nn.Module):
                 "DistilledDetector is being trained, but no matching has been solved: register "
                 "mgd_det.RematchHook(cfg) with the trainer, or call rematch() with batches of images"
             )
-        batched_inputs = self._to_device(batched_inputs)
+        batched_inputs = self.to_device(batched_inputs)
         points: dict[str, GradientPoint] | None = {} if self.measure_next else None
         names, head_names = split([sides(tap)[0] for tap in self.taps])
         head: Any = find_head(self.student).capture(head_names) if head_names else nullcontext({})
@@ -191,7 +191,6 @@ class DistilledDetector(nn.Module):
             losses.update(dict.fromkeys(method.losses, zero))
         return losses
 
-    @torch.no_grad()
     def rematch(
         self,
         batches: Iterable[list[dict[str, Any]]],
@@ -205,6 +204,20 @@ class DistilledDetector(nn.Module):
             batches: lists of dicts with "image", (C, H, W), as in training; no instances needed.
             sum_over_ranks: replaces a tensor, in place, by its sum over all processes.
         """
+        self.observe_pass(batches, sum_over_ranks)
+        return self.solve()
+
+    @torch.no_grad()
+    def observe_pass(
+        self,
+        batches: Iterable[list[dict[str, Any]]],
+        sum_over_ranks: Callable[[Tensor], None] = lambda tensor: None,
+    ) -> None:
+        """Replace the statistics that the matchings are solved from by those of a pass over images.
+
+        Args:
+            batches, sum_over_ranks: as :meth:`rematch`'s.
+        """
         self.prepare()
         taps = list(dict.fromkeys(tap for method in self.matching for tap in method.taps))
         names, _ = split([sides(tap)[0] for tap in taps])
@@ -212,7 +225,7 @@ class DistilledDetector(nn.Module):
         with isolated_rng(), evaluating(self.student):
             for batch in batches:
                 seen += len(batch)
-                batch = self._to_device(batch)
+                batch = self.to_device(batch)
                 pixels = self.student.preprocess_image(batch).tensor
                 with capture(self.student.backbone, names, stop=True) as student:
                     self.student.backbone(pixels)
@@ -223,8 +236,8 @@ class DistilledDetector(nn.Module):
             raise ValueError("there are no images to solve the matching from")
         for method in self.matching:
             method.absorb(sum_over_ranks, decay=0)
-        return self.solve()
 
+    @torch.no_grad()
     def solve(self) -> list[MatchReport]:
         """Solve the matchings of all methods from the statistics that they have."""
         return [report for method in self.methods.values() for report in method.solve()]
@@ -266,7 +279,7 @@ class DistilledDetector(nn.Module):
                     )
                     raise ConfigError(key, method.taps, problem, RESUME_REMEDY) from error
 
-    def _to_device(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def to_device(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Move the images once, for both networks."""
         return [{**x, "image": x["image"].to(self.device)} for x in batched_inputs]
 

@@ -46,19 +46,7 @@ def look_at_first_batch(
             "pixels differ by %.1f of 255 on average. Compare what their preprocess_image does to images",
             difference,
         )
-    for tap, features in pair().items():
-        if not isinstance(features, TapFeatures):  # of a head, which sees what the backbone gives
-            continue
-        teacher = features.teacher
-        constant = constant_channels(teacher)
-        if 2 * constant > teacher.shape[1]:
-            logger.warning(
-                "%d of the teacher's %d channels at %s are constant over this batch and teach nothing: look "
-                "at its weights with --eval-teacher",
-                constant,
-                teacher.shape[1],
-                tap,
-            )
+    _warn_of_constant_channels(pair())
     cost = added_cost(pair, detector.methods, detector.teacher.model)
     logger.info(
         "distillation adds about %.3f s to an iteration, and %.0f MB of memory: %.0f for the teacher's "
@@ -68,6 +56,21 @@ def look_at_first_batch(
         cost.teacher_bytes / 1e6,
         cost.kept_bytes / 1e6,
     )
+
+
+def _warn_of_constant_channels(features: Features) -> None:
+    for tap, maps in features.items():
+        if not isinstance(maps, TapFeatures):  # of a head, which sees what the backbone gives
+            continue
+        channels, constant = maps.teacher.shape[1], constant_channels(maps.teacher)
+        if 2 * constant > channels:
+            logger.warning(
+                "%d of the teacher's %d channels at %s are constant over this batch and teach nothing: look "
+                "at its weights with --eval-teacher",
+                constant,
+                channels,
+                tap,
+            )
 
 
 @torch.no_grad()
@@ -93,11 +96,11 @@ def _undone(model: Any, pixels: Tensor) -> Tensor:
     return pixels.float() * model.pixel_std + model.pixel_mean
 
 
+@torch.no_grad()
 def constant_channels(features: Tensor) -> int:
     """How many channels of (N, C, H, W) have one value throughout, to float32's rounding."""
-    flat = features.detach().float().transpose(0, 1).flatten(1)
-    spread, largest = flat.amax(1) - flat.amin(1), flat.abs().amax(1)
-    return int((spread <= 1e-6 * largest).sum())
+    low, high = (extreme((0, 2, 3)).float() for extreme in (features.amin, features.amax))
+    return int((high - low <= 1e-6 * torch.maximum(low.abs(), high.abs())).sum())
 
 
 def added_cost(pair: Callable[[], Features], methods: nn.Module, teacher: nn.Module) -> AddedCost:

@@ -54,6 +54,10 @@ def unpadded_mask(images: Sequence[Tensor], stride: int, height: int, width: int
     if min(rows) >= height and min(columns) >= width:
         return None
     device = images[0].device
-    inside_rows = torch.arange(height, device=device) < torch.tensor(rows, device=device)[:, None]
-    inside_columns = torch.arange(width, device=device) < torch.tensor(columns, device=device)[:, None]
+    extents = torch.tensor([rows, columns])
+    if device.type == "cuda":  # out of ordinary memory the copy would wait for the GPU, and the host with it
+        extents = extents.pin_memory()
+    valid_rows, valid_columns = extents.to(device, non_blocking=True)[..., None]
+    inside_rows = torch.arange(height, device=device) < valid_rows
+    inside_columns = torch.arange(width, device=device) < valid_columns
     return inside_rows[:, None, :, None] & inside_columns[:, None, None, :]

@@ -61,10 +61,10 @@ class MatchingStatistics:
         for tensor in self.sums.values():
             sum_over_ranks(tensor)
 
-    def decay_and_add(self, decay: float, other: MatchingStatistics) -> None:
-        """Scale what was seen so far by `decay`, then add what another one saw."""
+    def add_scaled(self, factor: float, earlier: MatchingStatistics) -> None:
+        """Add `factor` times what an earlier one saw; stays on its own device, wherever that one was."""
         for name, tensor in self.sums.items():
-            tensor.mul_(decay).add_(other.sums[name].to(tensor.device))
+            tensor.add_(earlier.sums[name].to(tensor.device), alpha=factor)
 
     @classmethod
     def from_sums(cls, sums: Mapping[str, Tensor], device: torch.device) -> MatchingStatistics:

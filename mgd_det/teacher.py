@@ -240,24 +240,35 @@ class Teacher:
 
     def _run_backbone(self, pixels: Tensor, names: list[str], *, stop: bool) -> tuple[dict[str, Any], Any]:
         backbone = self.model.backbone
-        if self.compile and names != self._compiled_for:
-            undo_compile(backbone)
-            compile_between(backbone, names)
-            self._compiled_for = names
-        outputs = None
-        try:
-            with capture(backbone, names, stop=stop) as features:
-                outputs = backbone(pixels)
-        except RuntimeError as error:  # which all errors of torch.compile are
-            if not self.compile:
+        if self.compile:
+            try:
+                if names != self._compiled_for:
+                    undo_compile(backbone)
+                    compile_between(backbone, names)
+                    self._compiled_for = names
+                return _run_captured(backbone, pixels, names, stop=stop)
+            except torch.cuda.OutOfMemoryError:  # would come without the compiler, too
                 raise
-            logger.warning("the teacher runs without torch.compile: %s", str(error).strip().split("\n")[0])
+            except RuntimeError as error:  # which all errors of torch.compile are
+                logger.warning(
+                    "the teacher runs without torch.compile: %s", str(error).strip().split("\n")[0]
+                )
+            # Not in the handler, where the error still holds the tensors of the pass that failed.
             self.compile = False
             undo_compile(backbone)
-            return self._run_backbone(pixels, names, stop=stop)
-        return features, outputs
+        return _run_captured(backbone, pixels, names, stop=stop)
 
     def _autocast(self, device: str) -> AbstractContextManager[Any]:
         if self.dtype is None:
             return nullcontext()
         return torch.autocast(device, dtype=self.dtype, enabled=self.dtype is not torch.float32)
+
+
+def _run_captured(
+    backbone: nn.Module, pixels: Tensor, names: Sequence[str], *, stop: bool
+) -> tuple[dict[str, Any], Any]:
+    """The features at the taps, and what the backbone returns, None where it was left behind the last."""
+    outputs = None
+    with capture(backbone, names, stop=stop) as features:
+        outputs = backbone(pixels)
+    return features, outputs

@@ -15,8 +15,8 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 from benchmarking import teacher  # noqa: E402
 from benchmarking.losses import Size, one_size, re_solve  # noqa: E402  (found through the path above)
-from benchmarking.report import document, lines  # noqa: E402
-from benchmarking.steps import random_batch  # noqa: E402
+from benchmarking.report import document, lines, not_run  # noqa: E402
+from benchmarking.steps import matching_shares, random_batch  # noqa: E402
 from benchmarking.timing import Timing, in_turn  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -61,6 +61,16 @@ def test_images_of_a_batch_differ_in_size_and_have_their_boxes_inside():
         assert set(x["instances"].gt_classes.tolist()) <= {0, 1}
 
 
+def test_shares_of_matching_by_hand():
+    """Batches of 4 were measured; training is 100 iterations of 8: 100 * 2 * 5 s."""
+    seconds = {"distilled": 5.0, "observed": 6.0, "pass": 3.0, "solve": 2.0}
+    schedule = {"passes": 2, "images of a pass": 40, "iterations": 100, "batch": 8, "online every": 10}
+    shares = matching_shares(seconds, 4, schedule)
+    # Two passes of 10 batches and a solving; one pass, two solvings, and a fifth more for every tenth step.
+    assert shares["pass"] == pytest.approx((2 * 10 * 3 + 2 * 2) / 1000)
+    assert shares["online"] == pytest.approx((10 * 3 + 2 * 2) / 1000 + 0.2 / 10)
+
+
 SETTING = {"config": "x.yaml", "images": 2, "size": [64, 96], "dtype": "float32", "overrides": []}
 
 
@@ -99,7 +109,7 @@ def record(demo_data, tmp_path_factory) -> dict:
 def test_a_run_of_the_command(record):
     steps = record["steps"]["mgd"]
     seconds = {kind: taken["minimum"] for kind, taken in steps["seconds"].items()}
-    assert set(seconds) == {"student", "floor", "distilled", "observed", "pass"}
+    assert set(seconds) == {"student", "floor", "distilled", "observed", "pass", "solve"}
     assert steps["over the floor"]["minimum"] == pytest.approx(seconds["distilled"] / seconds["floor"])
     assert record["memory"]["mgd"]["floor"] > 0
     assert [row["taps"] for row in record["taps"]["mgd"]] == [["res3"], ["res3", "res5"]]
@@ -121,6 +131,20 @@ def test_the_document_names_command_machine_and_what_was_not_run(record):
         "What has not been run",
     ):
         assert part in text
+
+
+def test_what_no_gpu_has_run_is_listed_by_parts():
+    parts = ("The fused loss", "Training steps", "Peak memory", "The teacher's forward pass")
+
+    def listed(*records: dict) -> list[str]:
+        return [part for part in parts if f"- {part}" in not_run(records)]
+
+    on_cpu = {"device": "cpu", "steps": {}}
+    assert listed({"loss": []}, on_cpu) == list(parts)  # older files name no device
+    assert listed({"device": "cuda", "loss": [], "memory": {}}, on_cpu) == [parts[1], parts[3]]
+    everything = {"device": "cuda:0", "loss": [], "steps": {}, "memory": {}, "teacher": []}
+    assert listed(everything) == []
+    assert "is not built" in not_run([everything])
 
 
 def test_ways_to_run_the_teacher_are_beside_the_plain_one(mgd_cfg, monkeypatch):

@@ -196,6 +196,20 @@ for student in (torch.float32, torch.float64):
         assert cuda.supports(student, teacher)
         check(cuda, "cpu", student, teacher)
 print("all agree")
+
+normal = torch.Generator().manual_seed(0)
+student, teacher = (torch.randn(2, c, 40, 30, generator=normal) for c in (3, 6))
+groups, margin = torch.arange(6).reshape(3, 2), -torch.ones(3)
+gaps = [torch.nn.functional.pad(x, (0, 2))[..., :30] for x in (student, teacher)]
+for mask in (None, torch.randn(2, 1, 40, 30, generator=normal) > 0):
+    for keep in (True, False):
+        arguments = groups, margin, mask, keep
+        dense = cuda.pooled_difference(student, teacher, *arguments)
+        for s, t in (gaps, (student, gaps[1]), (gaps[0], teacher)):
+            total, difference = cuda.pooled_difference(s, t, *arguments)
+            assert torch.equal(total, dense[0])
+            assert difference is None if not keep else torch.equal(difference, dense[1])
+print("with gaps and without, the same")
 """
 
 
@@ -204,6 +218,7 @@ def test_the_cuda_one_agrees_under_tritons_interpreter() -> None:
     pytest.importorskip("triton", reason="this build of torch has no Triton: the CPU builds do not")
     done = run(INTERPRETED, TRITON_INTERPRET="1")
     assert "all agree" in done.stdout, done.stderr
+    assert "with gaps and without, the same" in done.stdout, done.stderr
 
 
 def run(code: str, **variables: str) -> subprocess.CompletedProcess:

@@ -171,6 +171,23 @@ class TestReduce:
         assert_same(ranks[1], gathered(batch))
 
 
+class TestAddScaled:
+    def test_adds_the_earlier_sums_in_proportion(self) -> None:
+        now, earlier = gathered(images(3, masked=True)), gathered(images(2, masked=False))
+        expected = {name: tensor + 0.25 * earlier.sums[name] for name, tensor in now.sums.items()}
+        now.add_scaled(0.25, earlier)
+        for name, tensor in now.sums.items():
+            torch.testing.assert_close(tensor, expected[name])
+        assert now.images.item() == 3.5
+        assert earlier.images.item() == 2
+
+    def test_stays_where_the_new_ones_are(self) -> None:
+        """The meta device stands for a GPU: it is another one, and there everywhere."""
+        now = MatchingStatistics(3, 7, torch.device("meta"))
+        now.add_scaled(0.25, gathered(images(2, masked=False)))
+        assert {tensor.device.type for tensor in now.sums.values()} == {"meta"}
+
+
 class TestFeatures:
     def test_are_left_as_they_are(self) -> None:
         student, teacher, mask = images(2, masked=True)

@@ -175,6 +175,20 @@ def test_a_teacher_that_cannot_be_compiled_runs_as_it_is(teacher_run, images, co
     assert warnings_of(caplog) == ["the teacher runs without torch.compile"]
 
 
+def test_a_compiled_teacher_that_is_out_of_memory_says_so(teacher_run, images, caplog):
+    """Before anything is compiled: what a tap looks into is not."""
+    teacher = spec_of(teacher_run, compile=True).load(CPU)
+
+    def full(*args):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    teacher.model.backbone.register_forward_pre_hook(full)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        teacher.features([x["image"] for x in images], "RGB", ["res3"])
+    assert teacher.compile
+    assert warnings_of(caplog) == []
+
+
 def test_features_carry_no_gradient(teacher_run, images):
     teacher = spec_of(teacher_run).load(CPU)
     features = teacher.features([x["image"] for x in images], "RGB", ["res3"])

@@ -26,7 +26,7 @@ warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", ca
 
 import torch  # noqa: E402
 from benchmarking.losses import pooled_loss, re_solve  # noqa: E402  (found through the path above)
-from benchmarking.memory import peak_memory  # noqa: E402
+from benchmarking.memory import PROCESSES, peak_memory  # noqa: E402
 from benchmarking.report import document, lines  # noqa: E402
 from benchmarking.steps import Bench, loader_share, method_steps, tap_growth  # noqa: E402
 from benchmarking.teacher import teacher_ways  # noqa: E402
@@ -90,6 +90,7 @@ def main(argv: Sequence[str]) -> None:
     record = {
         "command": shlex.join(["tools/benchmark.py", *argv]),
         **circumstances(f"{torch.get_num_threads()} threads of torch"),
+        "device": args.device,
         **found,
     }
     if args.json:
@@ -129,7 +130,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             if TAPS in wanted and "TAPS" in cfg.DISTILL[method.upper()]:
                 found.setdefault(TAPS, {})[method] = tap_growth(cfg, method, arguments[2:], args.runs)
             if "memory" in wanted:
-                found.setdefault("memory", {})[method] = peak_memory(*arguments)
+                found.setdefault("memory", {})[method] = peak_memory(min(args.runs, PROCESSES), *arguments)
     if DATA in wanted:
         cfg.SOLVER.IMS_PER_BATCH = args.images
         found[DATA] = loader_share(cfg, args.runs, steps["seconds"]["distilled"]["median"])

@@ -188,9 +188,9 @@ class MGD(Method):
         for tap in self.taps:
             observed[tap].reduce(sum_over_ranks)
             if decay and tap in self._statistics:
-                self._statistics[tap].decay_and_add(decay, observed[tap])
-            else:
-                self._statistics[tap] = observed[tap]
+                # Into the new ones, which are where the features are: those of a checkpoint are on the CPU.
+                observed[tap].add_scaled(decay, self._statistics[tap])
+            self._statistics[tap] = observed[tap]
 
     def solve(self) -> list[MatchReport]:
         solved = {tap: self._solve_tap(tap, self._statistics[tap]) for tap in self.taps}

@@ -7,10 +7,15 @@ from typing import Any
 
 Record = Mapping[str, Any]
 
-NOT_RUN = """## What has not been run
+ON_A_GPU = {
+    "loss": "The fused loss of `mgd_det/kernels/cuda.py`, which has been checked under Triton's interpreter.",
+    "steps": "Training steps.",
+    "memory": "Peak memory.",
+    "teacher": "The teacher's forward pass in each way to run it.",
+}
 
-- Anything on a GPU. The fused loss of `mgd_det/kernels/cuda.py` has been checked under Triton's interpreter;
-  how fast it is has not been measured, nor how long a step takes there.
+OVERLAP = """Running the teacher at the same time as the student, on one GPU, is not built: whether it is
+faster could not be measured.
 """
 
 HEAD = """# Performance
@@ -23,6 +28,8 @@ the minima, the one in brackets that of the medians. Times belong to the machine
   pass as the taps need: nobody can distil for less. Both networks have random weights and see noise with
   boxes, in images of different sizes, so that there is padding. What the methods learn beside the student is
   above the floor: the convolutions of `channel_mlp`, and most of all the 4,096 projections of `lsh`.
+  The teacher's pass in it is the one that the distilled step runs: `DTYPE`, `CHANNELS_LAST` and `COMPILE` of
+  `DISTILL.TEACHER` lower the floor itself, and the ratio to it does not show what they gain.
   How far the floor lies over the student's own step has a limit, that of arithmetic: multiplications and
   additions in convolutions and matrix products.
 - **The teacher's forward pass** ends with the last tap. Compiling it may take minutes when it first
@@ -32,10 +39,14 @@ the minima, the one in brackets that of the medians. Times belong to the machine
   the bytes that must move: teacher and student are read, the distances written and read again, the gradient
   written; a copy reads and writes the teacher's features. `fused` is what training uses where there is a
   C compiler or, on a GPU, Triton; `plain torch` takes its place elsewhere; `in sequence` are the two
-  definitions one after the other, with automatic differentiation.
-- **Matching** has a share in the training time: `online`, statistics from the features of every so many-th
-  step; by `pass`, extra images through both networks, solving included. For its matching the reference
-  implementation takes 6,006 batches in 90,000 iterations, through both networks twice.
+  definitions one after the other, with automatic differentiation. On a GPU the time that launching takes is
+  not counted, here alone.
+- **Peak memory** is the least of several processes for each kind of step; on the CPU it leaves out what a
+  process holds before it builds anything.
+- **Matching** has a share in the training time: by `pass`, extra images through both networks; `online`,
+  statistics from the features of every so many-th step, after a first pass. Both count the solving once for
+  each matching; reading a pass's images is not counted. For its matching the reference implementation takes
+  6,006 batches in 90,000 iterations, through both networks twice.
 """
 
 
@@ -142,7 +153,7 @@ def share_lines(method: str, steps: Record) -> Iterator[str]:
     schedule, shares = steps["schedule"], steps["shares"]
     yield (
         f"Matching of `{method}`: online, every {schedule['online every']}th step, {shares['online']:.2%} of "
-        f"the training time and no extra batch; by pass, {schedule['passes']} times "
+        f"the training time; by pass, {schedule['passes']} times "
         f"{schedule['images of a pass']} images in {schedule['iterations']} iterations of "
         f"{schedule['batch']} images, {shares['pass']:.2%}."
     )
@@ -160,6 +171,13 @@ def document(records: Sequence[Record]) -> str:
         parts.append(f"## {record['machine']}\n")
         parts.append(f"{record['date']}, {record['versions']}:\n\n```\n{record['command']}\n```\n")
         parts.append("\n".join(lines(record)))
-    if all("no GPU" in record["machine"] for record in records):
-        parts.append(NOT_RUN)
+    parts.append(not_run(records))
     return "\n".join(parts)
+
+
+def not_run(records: Sequence[Record]) -> str:
+    """What no record has from a GPU."""
+    run = {part for record in records if record.get("device", "cpu").startswith("cuda") for part in record}
+    missing = [f"- {what}" for part, what in ON_A_GPU.items() if part not in run]
+    on_a_gpu = ["On a GPU:\n", *missing, ""] if missing else []
+    return "\n".join(["## What has not been run\n", *on_a_gpu, OVERLAP])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -81,9 +81,9 @@ class Bench:
     def floor_step(self) -> None:
         """The same, and as much of the teacher as the taps need."""
         with self.running():
-            losses = self.model.student(self.batch)
-            images = [x["image"].to(self.device) for x in self.batch]
-            self.model.teacher.features(images, self.model.input_format, self.names)
+            batch = self.model.to_device(self.batch)
+            losses = self.model.student(batch)
+            self.model.teacher.features([x["image"] for x in batch], self.model.input_format, self.names)
         self.update(losses)
 
     def distilled_step(self) -> None:
@@ -98,9 +98,13 @@ class Bench:
         for method in self.model.matching:
             method.absorb(lambda tensor: None, self.cfg.DISTILL.MGD.UPDATE.ONLINE_DECAY)
 
-    def matching_pass(self) -> None:
-        """One batch of a pass that solves the matching, and the solving."""
-        self.model.rematch([self.batch])
+    def passed_batch(self) -> None:
+        """One batch of a pass over images, without the solving that ends the pass."""
+        self.model.observe_pass([self.batch])
+
+    def solving(self) -> None:
+        """From the statistics that are there."""
+        self.model.solve()
 
     def update(self, losses: dict[str, torch.Tensor]) -> None:
         total = torch.stack(list(losses.values())).sum()
@@ -136,7 +140,7 @@ def method_steps(bench: Bench, runs: int) -> dict[str, Any]:
     }
     matches = bool(bench.model.matching)
     if matches:
-        jobs |= {"observed": bench.observed_step, "pass": bench.matching_pass}
+        jobs |= {"observed": bench.observed_step, "pass": bench.passed_batch, "solve": bench.solving}
     seconds = in_turn(jobs, runs, bench.device)
     kinds = ("student", "floor", "distilled")
     found: dict[str, Any] = {
@@ -146,16 +150,33 @@ def method_steps(bench: Bench, runs: int) -> dict[str, Any]:
         "flops": {kind: count_flops(jobs[kind]) for kind in kinds},
     }
     if matches:
-        update, distilled = bench.cfg.DISTILL.MGD.UPDATE, seconds["distilled"].median
-        schedule = schedule_of(bench.cfg)
-        # Of the batch that is trained with, taking images to cost the same in batches of any size.
-        in_passes = schedule["passes"] * schedule["images of a pass"] * seconds["pass"].median
-        found["shares"] = {
-            "online": (seconds["observed"].median - distilled) / distilled / update.ONLINE_EVERY,
-            "pass": in_passes / (schedule["iterations"] * schedule["batch"] * distilled),
-        }
-        found["schedule"] = {**schedule, "online every": update.ONLINE_EVERY}
+        found["schedule"] = schedule_of(bench.cfg)
+        medians = {name: timing.median for name, timing in seconds.items()}
+        found["shares"] = matching_shares(medians, len(bench.batch), found["schedule"])
     return found
+
+
+def matching_shares(
+    seconds: Mapping[str, float], images: int, schedule: Mapping[str, int]
+) -> dict[str, float]:
+    """What matching takes of the time of all training steps, by pass and online.
+
+    Images are taken to cost the same in batches of any size, and solving, which does not depend on them, is
+    counted once for each matching.
+
+    Args:
+        seconds: of a distilled step, an observed one, a batch of a pass, and a solving.
+        images: of the batch that was measured.
+        schedule: as :func:`schedule_of`'s.
+    """
+    training = schedule["iterations"] * schedule["batch"] / images * seconds["distilled"]
+    one_pass = schedule["images of a pass"] / images * seconds["pass"]
+    solving = schedule["passes"] * seconds["solve"]
+    observed = (seconds["observed"] / seconds["distilled"] - 1) / schedule["online every"]
+    return {
+        "online": observed + (one_pass + solving) / training,  # which starts from a pass, too
+        "pass": (schedule["passes"] * one_pass + solving) / training,
+    }
 
 
 def count_flops(step: Job) -> int:
@@ -188,6 +209,7 @@ def schedule_of(cfg: CfgNode) -> dict[str, int]:
     return {
         "passes": 1 + sum(updates.due(i) for i in range(1, last)),
         "images of a pass": cfg.DISTILL.MGD.UPDATE.NUM_IMAGES,
+        "online every": cfg.DISTILL.MGD.UPDATE.ONLINE_EVERY,
         "iterations": last,
         "batch": cfg.SOLVER.IMS_PER_BATCH,
     }
