@@ -66,9 +66,10 @@ def test_shares_of_matching_by_hand():
     seconds = {"distilled": 5.0, "observed": 6.0, "pass": 3.0, "solve": 2.0}
     schedule = {"passes": 2, "images of a pass": 40, "iterations": 100, "batch": 8, "online every": 10}
     shares = matching_shares(seconds, 4, schedule)
-    # Two passes of 10 batches and a solving; one pass, two solvings, and a fifth more for every tenth step.
+    # Two passes of 10 batches, two solvings; a fifth more for every tenth step.
     assert shares["pass"] == pytest.approx((2 * 10 * 3 + 2 * 2) / 1000)
-    assert shares["online"] == pytest.approx((10 * 3 + 2 * 2) / 1000 + 0.2 / 10)
+    assert shares["first pass"] == pytest.approx(10 * 3 / 1000)
+    assert shares["online"] == pytest.approx(0.2 / 10 + 2 * 2 / 1000)
 
 
 SETTING = {"config": "x.yaml", "images": 2, "size": [64, 96], "dtype": "float32", "overrides": []}

@@ -44,9 +44,9 @@ the minima, the one in brackets that of the medians. Times belong to the machine
 - **Peak memory** is the least of several processes for each kind of step; on the CPU it leaves out what a
   process holds before it builds anything.
 - **Matching** has a share in the training time: by `pass`, extra images through both networks; `online`,
-  statistics from the features of every so many-th step, after a first pass. Both count the solving once for
-  each matching; reading a pass's images is not counted. For its matching the reference implementation takes
-  6,006 batches in 90,000 iterations, through both networks twice.
+  statistics from the features of every so many-th step, after a first pass. Solving is counted with both,
+  reading a pass's images is not. For its matching the reference implementation takes 6,006 batches in 90,000
+  iterations, through both networks twice.
 """
 
 
@@ -151,11 +151,12 @@ def tap_lines(method: str, rows: Sequence[Record]) -> Iterator[str]:
 
 def share_lines(method: str, steps: Record) -> Iterator[str]:
     schedule, shares = steps["schedule"], steps["shares"]
+    images, length = schedule["images of a pass"], schedule["iterations"]
     yield (
-        f"Matching of `{method}`: online, every {schedule['online every']}th step, {shares['online']:.2%} of "
-        f"the training time; by pass, {schedule['passes']} times "
-        f"{schedule['images of a pass']} images in {schedule['iterations']} iterations of "
-        f"{schedule['batch']} images, {shares['pass']:.2%}."
+        f"Matching of `{method}` in {length} iterations of {schedule['batch']} images takes of the training "
+        f"time: online, every {schedule['online every']}th step, {shares['online']:.2%}, after a first pass "
+        f"over {images} images, {shares['first pass']:.2%}; by pass, {schedule['passes']} times {images} "
+        f"images, {shares['pass']:.2%}."
     )
     yield ""
 

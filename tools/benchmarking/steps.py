@@ -159,7 +159,7 @@ def method_steps(bench: Bench, runs: int) -> dict[str, Any]:
 def matching_shares(
     seconds: Mapping[str, float], images: int, schedule: Mapping[str, int]
 ) -> dict[str, float]:
-    """What matching takes of the time of all training steps, by pass and online.
+    """What matching takes of the time of all training steps: by pass, online, and a first pass alone.
 
     Images are taken to cost the same in batches of any size, and solving, which does not depend on them, is
     counted once for each matching.
@@ -174,7 +174,8 @@ def matching_shares(
     solving = schedule["passes"] * seconds["solve"]
     observed = (seconds["observed"] / seconds["distilled"] - 1) / schedule["online every"]
     return {
-        "online": observed + (one_pass + solving) / training,  # which starts from a pass, too
+        "online": observed + solving / training,
+        "first pass": one_pass / training,
         "pass": (schedule["passes"] * one_pass + solving) / training,
     }
 
