@@ -25,21 +25,23 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
 
 import torch  # noqa: E402
-from benchmarking.losses import pooled_loss, re_solve  # noqa: E402  (found through the path above)
+from benchmarking.data import loader_share, use_photos  # noqa: E402  (found through the path above)
+from benchmarking.losses import pooled_loss, re_solve  # noqa: E402
 from benchmarking.memory import PROCESSES, peak_memory  # noqa: E402
 from benchmarking.report import document, lines  # noqa: E402
-from benchmarking.steps import Bench, loader_share, method_steps, tap_growth  # noqa: E402
+from benchmarking.steps import Bench, method_steps, tap_growth  # noqa: E402
 from benchmarking.teacher import teacher_ways  # noqa: E402
 from circumstances import circumstances  # noqa: E402
 
 from mgd_det.config import load_config  # noqa: E402
-from mgd_det.datasets import register_datasets  # noqa: E402
+from mgd_det.datasets import check_datasets, register_datasets  # noqa: E402
 from mgd_det.errors import ConfigError  # noqa: E402
 from mgd_det.mixed_precision import DTYPES  # noqa: E402
 
 PARTS = ("loss", "solve", "steps", "memory")
 # Only where they are asked for: for "data" the training set must be there, the others take long.
 DATA, TAPS, TEACHER = "data", "taps", "teacher"
+BATCHES = 30  # of the data loader, which takes seconds
 EXAMPLES = """
 examples:
   tools/benchmark.py                                  (RetinaNet R-50 to R-18 at COCO's size; slow on a CPU)
@@ -69,6 +71,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="of autocast (default: float32 without it)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--runs", type=int, default=20, metavar="R", help="of everything (default: 20)")
+    parser.add_argument(
+        "--photos", action="store_true", help="read scikit-learn's photographs instead of the training set"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the document, and measure nothing")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the config, after --")
@@ -105,6 +110,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     cfg = load_config(args.config_file, args.opts, device=args.device)
     register_datasets(cfg)
+    if DATA in args.only and not args.photos:
+        check_datasets(cfg, training=True)
     if "loss" in args.only:
         found["loss"] = pooled_loss(device, args.runs)
     if "solve" in args.only:
@@ -126,14 +133,17 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             arguments = (cfg, method, Path(folder), args.images, tuple(args.size), dtype)
             if wanted & {"steps", DATA}:
-                steps = found.setdefault("steps", {})[method] = method_steps(Bench(*arguments), args.runs)
+                found.setdefault("steps", {})[method] = method_steps(Bench(*arguments), args.runs)
             if TAPS in wanted and "TAPS" in cfg.DISTILL[method.upper()]:
                 found.setdefault(TAPS, {})[method] = tap_growth(cfg, method, arguments[2:], args.runs)
             if "memory" in wanted:
                 found.setdefault("memory", {})[method] = peak_memory(min(args.runs, PROCESSES), *arguments)
     if DATA in wanted:
-        cfg.SOLVER.IMS_PER_BATCH = args.images
-        found[DATA] = loader_share(cfg, args.runs, steps["seconds"]["distilled"]["median"])
+        step = found["steps"][args.methods[0]]["seconds"]["distilled"]["median"]
+        with tempfile.TemporaryDirectory() as folder:
+            if args.photos:
+                use_photos(cfg, Path(folder))
+            found[DATA] = {"photos": args.photos, **loader_share(cfg, args.images, BATCHES, step)}
     return found
 
 

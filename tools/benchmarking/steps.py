@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from mgd_det.optimizer import build_optimizer
 from mgd_det.rematch import RematchHook
 from mgd_det.taps import sides
 from mgd_det.teacher import TeacherSpec
-from mgd_det.trainer import Trainer
 
 OBJECTS = 7  # in an image; COCO's mean
 
@@ -91,11 +90,20 @@ class Bench:
             losses = self.model(self.batch)
         self.update(losses)
 
-    def observed_step(self) -> None:
-        """One of those from which the online mode takes statistics."""
-        self.model.observe_next = True
-        self.distilled_step()
+    @cached_property
+    def features(self) -> dict[str, Any]:
+        """What the methods get in a step."""
+        seen: list[dict[str, Any]] = []
+        handle = self.model.matching[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        with self.running():
+            self.model(self.batch)
+        handle.remove()
+        return seen[0]
+
+    def observing(self) -> None:
+        """What the online mode adds to those steps from which it takes statistics."""
         for method in self.model.matching:
+            method.observe(self.features)
             method.absorb(lambda tensor: None, self.cfg.DISTILL.MGD.UPDATE.ONLINE_DECAY)
 
     def passed_batch(self) -> None:
@@ -140,7 +148,7 @@ def method_steps(bench: Bench, runs: int) -> dict[str, Any]:
     }
     matches = bool(bench.model.matching)
     if matches:
-        jobs |= {"observed": bench.observed_step, "pass": bench.passed_batch, "solve": bench.solving}
+        jobs |= {"observe": bench.observing, "pass": bench.passed_batch, "solve": bench.solving}
     seconds = in_turn(jobs, runs, bench.device)
     kinds = ("student", "floor", "distilled")
     found: dict[str, Any] = {
@@ -165,14 +173,14 @@ def matching_shares(
     counted once for each matching.
 
     Args:
-        seconds: of a distilled step, an observed one, a batch of a pass, and a solving.
+        seconds: of a distilled step, of taking statistics in one, of a batch of a pass, and of a solving.
         images: of the batch that was measured.
         schedule: as :func:`schedule_of`'s.
     """
     training = schedule["iterations"] * schedule["batch"] / images * seconds["distilled"]
     one_pass = schedule["images of a pass"] / images * seconds["pass"]
     solving = schedule["passes"] * seconds["solve"]
-    observed = (seconds["observed"] / seconds["distilled"] - 1) / schedule["online every"]
+    observed = seconds["observe"] / seconds["distilled"] / schedule["online every"]
     return {
         "online": observed + solving / training,
         "first pass": one_pass / training,
@@ -214,15 +222,3 @@ def schedule_of(cfg: CfgNode) -> dict[str, int]:
         "iterations": last,
         "batch": cfg.SOLVER.IMS_PER_BATCH,
     }
-
-
-def loader_share(cfg: CfgNode, batches: int, step: float) -> dict[str, Any]:
-    """Seconds that the training set's loader takes for a batch by itself, beside those of a step."""
-    loader = iter(Trainer.build_train_loader(cfg))
-    for _ in range(3):
-        next(loader)
-    start = time.perf_counter()
-    for _ in range(batches):
-        next(loader)
-    seconds = (time.perf_counter() - start) / batches
-    return {"seconds": seconds, "of a step": seconds / step, "workers": cfg.DATALOADER.NUM_WORKERS}
