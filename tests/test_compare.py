@@ -29,7 +29,7 @@ from comparing import report, summary  # noqa: E402
 from comparing.experiment import Arm, read_experiment  # noqa: E402
 from comparing.process import Process  # noqa: E402
 from comparing.runner import Runner, time_left  # noqa: E402
-from comparing.runs import Run, changed, file_name, files, plan, read_record, scaled  # noqa: E402
+from comparing.runs import Run, changed, check_files, file_name, files, plan, scaled  # noqa: E402
 
 COMPARE = ROOT / "tools/compare.py"
 
@@ -332,11 +332,10 @@ def test_a_run_that_read_other_files_is_not_counted(tmp_path):
     digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of "abc", in FIPS 180-2
     assert files(cfg) == {str(weights): digest}
     run = small_run(tmp_path, 1, "")._replace(files=files(cfg))
-    run.result.parent.mkdir()
-    run.result.write_text(json.dumps({"settings": run.settings, "files": run.files}))
-    assert read_record(run) is not None
-    with pytest.raises(ConfigError, match=rf"made with another {weights}. Restore what it was"):
-        read_record(run._replace(files={str(weights): "0"}))
+    finished = {"files": {str(weights): digest, "elsewhere.json": "0"}}
+    check_files(run, finished)
+    with pytest.raises(ConfigError, match=rf"made with another {weights}. Copy the experiment"):
+        check_files(run._replace(files={str(weights): "0"}), finished)
     cfg.DISTILL.ENABLED = False
     assert files(cfg) == {}
 

@@ -111,6 +111,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     cfg = load_config(args.config_file, args.opts, device=args.device)
     register_datasets(cfg)
     if DATA in args.only and not args.photos:
+        cfg.DATASETS.TEST = ()
         check_datasets(cfg, training=True)
     if "loss" in args.only:
         found["loss"] = pooled_loss(device, args.runs)

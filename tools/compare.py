@@ -24,7 +24,7 @@ import torch  # noqa: E402
 from comparing.experiment import read_experiment, relative  # noqa: E402  (found through the path above)
 from comparing.report import write_report  # noqa: E402
 from comparing.runner import INTERRUPTED, Runner, say  # noqa: E402
-from comparing.runs import check_unfinished, plan, read_record  # noqa: E402
+from comparing.runs import check_files, check_unfinished, plan, read_record  # noqa: E402
 
 from mgd_det.errors import ConfigError  # noqa: E402
 from mgd_det.launch import check_launch  # noqa: E402
@@ -98,6 +98,9 @@ def compare(path: Path, args: argparse.Namespace) -> int:
     code = 0
     if not args.report_only:
         chosen_runs = [run for run in runs if run.arm.name in arms and run.seed in seeds]
+        for run in runs:
+            if run.name in records:
+                check_files(run, records[run.name])
         for run in chosen_runs:
             if run.name not in records:
                 check_unfinished(run)

@@ -115,13 +115,18 @@ def read_record(run: Run) -> dict[str, Any] | None:
     try:
         record = json.loads(run.result.read_text())
         check_settings("results", run.result, record["settings"], run.settings, remedy)
-        differing = [path for path, then in record["files"].items() if run.files.get(path, then) != then]
-        if differing:
-            problem = f"made with another {' and '.join(differing)}"
-            raise ConfigError("results", str(run.result), problem, f"Restore what it was. {remedy}")
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ConfigError("results", str(run.result), "not the record of a run", remedy) from error
     return record
+
+
+def check_files(run: Run, record: dict[str, Any]) -> None:
+    """Refuse, with a ConfigError, to add to what was made with another teacher, other weights or data."""
+    differing = [path for path, then in record["files"].items() if run.files.get(path, then) != then]
+    if differing:
+        problem = f"made with another {' and '.join(differing)}"
+        remedy = "Copy the experiment, and name 'results' and 'output' folders of your own in it."
+        raise ConfigError("results", str(run.result), problem, remedy)
 
 
 def check_unfinished(run: Run) -> None:
