@@ -18,8 +18,9 @@ sys.path.insert(0, str(ROOT / "tools"))
 from benchmarking import teacher  # noqa: E402
 from benchmarking.data import loader_share, use_photos  # noqa: E402  (found through the path above)
 from benchmarking.losses import Size, one_size, re_solve  # noqa: E402
+from benchmarking.methods import method_losses  # noqa: E402
 from benchmarking.report import document, lines, not_run  # noqa: E402
-from benchmarking.steps import matching_shares, random_batch  # noqa: E402
+from benchmarking.steps import Bench, matching_shares, random_batch  # noqa: E402
 from benchmarking.timing import Timing, in_turn  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -160,6 +161,16 @@ def test_ways_to_run_the_teacher_are_beside_the_plain_one(mgd_cfg, monkeypatch):
     assert rows[1]["ratio"]["minimum"] == rows[1]["seconds"]["minimum"] / rows[0]["seconds"]["minimum"]
     printed = "\n".join(lines({"teacher": rows, "setting": SETTING}))
     assert f"| DTYPE bfloat16 | {rows[2]['seconds']['median']:.3f} s |" in printed
+
+
+@pytest.mark.parametrize("method", ["mgd", "imitation", "channel_mlp", "lsh", "logits"])
+def test_losses_of_every_method_are_run_without_the_networks(method, mgd_cfg, tmp_path):
+    bench = Bench(mgd_cfg, method, tmp_path, images=2, size=(64, 96), dtype=None)
+    found = method_losses(bench, runs=1)
+    assert set(found["ratios"]) == ({"losses", "observe"} if method == "mgd" else {"losses"})
+    assert all(parameter.grad is None for parameter in bench.model.student.parameters())
+    if method == "mgd":  # res3 to res5 of two images, in float32
+        assert found["mebibytes"] * 2**20 == 2 * (256 * 8 * 12 + 512 * 4 * 6 + 1024 * 2 * 3) * 4
 
 
 def test_the_loader_reads_photographs_where_there_is_no_data(tmp_path, mgd_cfg):

@@ -28,6 +28,7 @@ import torch  # noqa: E402
 from benchmarking.data import loader_share, use_photos  # noqa: E402  (found through the path above)
 from benchmarking.losses import pooled_loss, re_solve  # noqa: E402
 from benchmarking.memory import PROCESSES, peak_memory  # noqa: E402
+from benchmarking.methods import method_losses  # noqa: E402
 from benchmarking.report import document, lines  # noqa: E402
 from benchmarking.steps import Bench, method_steps, tap_growth  # noqa: E402
 from benchmarking.teacher import teacher_ways  # noqa: E402
@@ -40,7 +41,7 @@ from mgd_det.mixed_precision import DTYPES  # noqa: E402
 
 PARTS = ("loss", "solve", "steps", "memory")
 # Only where they are asked for: for "data" the training set must be there, the others take long.
-DATA, TAPS, TEACHER = "data", "taps", "teacher"
+DATA, TAPS, TEACHER, LOSSES = "data", "taps", "teacher", "losses"
 BATCHES = 30  # of the data loader, which takes seconds
 EXAMPLES = """
 examples:
@@ -56,9 +57,15 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parts = f"of {', '.join(PARTS)} (default: all of them), {TAPS}, {TEACHER} and {DATA}, which needs the set"
+    more = f"{LOSSES}, {TAPS}, {TEACHER} and {DATA}, which needs the set"
+    parts = f"of {', '.join(PARTS)} (default: all of them), {more}"
     parser.add_argument(
-        "--only", nargs="+", choices=(*PARTS, TAPS, TEACHER, DATA), default=PARTS, metavar="PART", help=parts
+        "--only",
+        nargs="+",
+        choices=(*PARTS, LOSSES, TAPS, TEACHER, DATA),
+        default=PARTS,
+        metavar="PART",
+        help=parts,
     )
     parser.add_argument("--config-file", default="configs/retinanet_r18_mgd.yaml", metavar="FILE")
     parser.add_argument(
@@ -118,7 +125,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if "solve" in args.only:
         found["solve"] = re_solve(args.runs)
     dtype = DTYPES[args.dtype] if args.dtype else None
-    wanted = {part for part in ("steps", "memory", TAPS, TEACHER, DATA) if part in args.only}
+    wanted = {part for part in ("steps", "memory", LOSSES, TAPS, TEACHER, DATA) if part in args.only}
     if not wanted:
         return found
     found["setting"] = {
@@ -135,6 +142,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             arguments = (cfg, method, Path(folder), args.images, tuple(args.size), dtype)
             if wanted & {"steps", DATA}:
                 found.setdefault("steps", {})[method] = method_steps(Bench(*arguments), args.runs)
+            if LOSSES in wanted:
+                found.setdefault(LOSSES, {})[method] = method_losses(Bench(*arguments), args.runs)
             if TAPS in wanted and "TAPS" in cfg.DISTILL[method.upper()]:
                 found.setdefault(TAPS, {})[method] = tap_growth(cfg, method, arguments[2:], args.runs)
             if "memory" in wanted:

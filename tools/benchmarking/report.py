@@ -10,6 +10,7 @@ Record = Mapping[str, Any]
 ON_A_GPU = {
     "loss": "The fused loss of `mgd_det/kernels/cuda.py`, which has been checked under Triton's interpreter.",
     "steps": "Training steps.",
+    "losses": "All losses of each method.",
     "memory": "Peak memory.",
     "teacher": "The teacher's forward pass in each way to run it.",
 }
@@ -41,6 +42,8 @@ the minima, the one in brackets that of the medians. Times belong to the machine
   C compiler or, on a GPU, Triton; `plain torch` takes its place elsewhere; `in sequence` are the two
   definitions one after the other, with automatic differentiation. On a GPU the time that launching takes is
   not counted, here alone.
+- **All losses** of a method are those of its taps, with norms and adapters, forward and backward down to the
+  student's features, again beside a copy of the teacher's.
 - **Peak memory** is the least of several processes for each kind of step; on the CPU it leaves out what a
   process holds before it builds anything.
 - **Matching** has a share in the training time: by `pass`, extra images through both networks; `online`,
@@ -56,10 +59,12 @@ def lines(record: Record) -> Iterator[str]:
         yield from loss_lines(record["loss"])
     if "solve" in record:
         yield from solve_lines(record["solve"])
-    if {"steps", "memory", "taps", "teacher"} & set(record):
+    if {"steps", "memory", "losses", "taps", "teacher"} & set(record):
         yield from setting_lines(record["setting"])
     if "steps" in record or "memory" in record:
         yield from step_lines(record)
+    if "losses" in record:
+        yield from method_lines(record["losses"])
     if "teacher" in record:
         yield from teacher_lines(record["teacher"])
     for method, rows in record.get("taps", {}).items():
@@ -133,6 +138,16 @@ def step_cells(steps: Record | None) -> list[str]:
         ratio(steps["over the student"]),
         f"{flops['floor'] / flops['student']:.2f}" if flops else "-",
     ]
+
+
+def method_lines(methods: Mapping[str, Record]) -> Iterator[str]:
+    yield "| method | teacher's features | a copy of them | all losses | statistics of a step |"
+    yield "|---|---:|---:|---:|---:|"
+    for method, row in methods.items():
+        ratios = [ratio(row["ratios"].get(kind)) for kind in ("losses", "observe")]
+        cells = [method, f"{row['mebibytes']:.3g} MiB", f"{row['copy_seconds'] * 1e3:.2f} ms", *ratios]
+        yield f"| {' | '.join(cells)} |"
+    yield ""
 
 
 def teacher_lines(rows: Sequence[Record]) -> Iterator[str]:

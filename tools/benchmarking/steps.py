@@ -94,7 +94,8 @@ class Bench:
     def features(self) -> dict[str, Any]:
         """What the methods get in a step."""
         seen: list[dict[str, Any]] = []
-        handle = self.model.matching[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        method = next(iter(self.model.methods.values()))
+        handle = method.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         with self.running():
             self.model(self.batch)
         handle.remove()
