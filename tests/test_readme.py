@@ -25,24 +25,31 @@ def test_the_table_holds_the_committed_figures():
     ]
 
 
+def interval(row: dict) -> str:
+    low, high = row["difference"] - row["half_width"], row["difference"] + row["half_width"]
+    return f"{row['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
 def test_the_table_of_methods_holds_the_committed_figures():
     arms = {
         "student alone": "baseline",
+        "`mgd`": "mgd",
         "`mgd` with a random assignment": "mgd, random assignment",
-        "FPN and head inherited, no loss": "inherit",
+        "`imitation`, FPN and head inherited": "imitation + inherit",
+        "the same, its levels weighted evenly": "balanced imitation + inherit",
     }
-    report = json.loads((ROOT / "results/screening/report.json").read_text())
+    report = json.loads((ROOT / "results/confirmation/report.json").read_text())
     rows = {row["arm"]: row for row in report["arms"]}
-    table = README.split("<!-- results/screening/report.json -->")[1].split("\n\n")[0]
-    lines = re.findall(r"^\| (\S.*?) \| ([\d.]+) \| (.*?) ?\|$", table, re.M)
-    assert len(lines) == 8
-    for title, ap, gained in lines:
-        name = title.replace("`", "").replace(", FPN and head inherited", " + inherit")
-        row = rows[arms.get(title, name)]
-        assert ap == f"{row['ap']:.1f}", title
-        if row["difference"] is not None:
-            low, high = row["difference"] - row["half_width"], row["difference"] + row["half_width"]
-            assert gained == f"{row['difference']:+.1f} ({low:+.1f} to {high:+.1f})", title
+    section = README.split("<!-- results/confirmation/report.json -->")[1].split("\n## ")[0]
+    lines = re.findall(r"^\| (\S.*?) \| (\d+) \| ([\d.]+) \| (.*?) ?\|$", section, re.M)
+    assert [title for title, *_ in lines] == list(arms)
+    for title, seeds, ap, gained in lines:
+        row = rows[arms[title]]
+        assert (int(seeds), ap) == (row["n"], f"{row['ap']:.1f}"), title
+        assert gained == ("" if row["difference"] is None else interval(row)), title
+    assert len(report["pairs"]) == 2
+    for pair in report["pairs"]:
+        assert interval(pair) in section, pair["arm"]
 
 
 def test_files_it_names_exist():
