@@ -25,7 +25,7 @@ from .mixed_precision import DTYPES
 from .rng import isolated_rng
 from .taps import capture, split
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("detectron2." + __name__)
 
 CONFIG_KEY, WEIGHTS_KEY = "DISTILL.TEACHER.CONFIG_FILE", "DISTILL.TEACHER.WEIGHTS"
 OPTS_KEY = "DISTILL.TEACHER.OPTS"

@@ -147,7 +147,7 @@ def compiler_cache(tmp_path, monkeypatch):
 
 
 def warnings_of(caplog) -> list[str]:
-    return [r.message.split(":")[0] for r in caplog.records if r.name.startswith("mgd_det")]
+    return [r.message.split(":")[0] for r in caplog.records if r.name.startswith("detectron2.mgd_det")]
 
 
 def test_a_compiled_teacher_gives_the_same_features(teacher_run, images, compiler_cache, caplog):

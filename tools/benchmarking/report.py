@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 Record = Mapping[str, Any]
@@ -14,6 +14,8 @@ ON_A_GPU = {
     "memory": "Peak memory.",
     "teacher": "The teacher's forward pass in each way to run it.",
 }
+
+STEP_HEADS = ("takes", "over the floor", "over the student alone", "its limit")  # of `step_cells`
 
 OVERLAP = """Running the teacher at the same time as the student, on one GPU, is not built: whether it is
 faster could not be measured.
@@ -83,25 +85,34 @@ def lines(record: Record) -> Iterator[str]:
         yield ""
 
 
-def loss_lines(rows: Sequence[Record]) -> Iterator[str]:
-    kinds = ("fused", "plain torch", "in sequence")
-    yield f"| (images, student from teacher channels, height, width) | a copy | limit | {' | '.join(kinds)} |"
-    yield "|---|---:|---:|---:|---:|---:|"
-    for row in rows:
-        name = f"{row['size']}, {row['what']}" if row["what"] else row["size"]
-        ratios = (ratio(row["ratios"].get(kind)) for kind in kinds)
-        cells = [name, f"{row['copy_seconds'] * 1e3:.2f} ms", f"{row['limit']:.2f}", *ratios]
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """In markdown, with an empty line behind it; all columns but the first hold figures."""
+    yield f"| {' | '.join(heads)} |"
+    yield f"|---|{'---:|' * (len(heads) - 1)}"
+    for cells in rows:
         yield f"| {' | '.join(cells)} |"
     yield ""
 
 
+def loss_lines(rows: Sequence[Record]) -> Iterator[str]:
+    kinds = ("fused", "plain torch", "in sequence")
+    heads = ["(images, student from teacher channels, height, width)", "a copy", "limit", *kinds]
+
+    def cells(row: Record) -> list[str]:
+        name = f"{row['size']}, {row['what']}" if row["what"] else row["size"]
+        ratios = (ratio(row["ratios"].get(kind)) for kind in kinds)
+        return [name, f"{row['copy_seconds'] * 1e3:.2f} ms", f"{row['limit']:.2f}", *ratios]
+
+    return table(heads, map(cells, rows))
+
+
 def solve_lines(rows: Sequence[Record]) -> Iterator[str]:
-    yield "| re-solve, (student, teacher) channels | the solver alone takes | ratio |"
-    yield "|---|---:|---:|"
-    for row in rows:
-        seconds = f"{row['solver_seconds']:.3f} s"
-        yield f"| ({', '.join(map(str, row['matrix']))}) | {seconds} | {ratio(row['ratio'])} |"
-    yield ""
+    def cells(row: Record) -> list[str]:
+        matrix = ", ".join(map(str, row["matrix"]))
+        return [f"({matrix})", f"{row['solver_seconds']:.3f} s", ratio(row["ratio"])]
+
+    heads = ["re-solve, (student, teacher) channels", "the solver alone takes", "ratio"]
+    return table(heads, map(cells, rows))
 
 
 def setting_lines(setting: Record) -> Iterator[str]:
@@ -115,16 +126,15 @@ def setting_lines(setting: Record) -> Iterator[str]:
 
 
 def step_lines(record: Record) -> Iterator[str]:
-    yield (
-        "| distilled step | takes | over the floor | over the student alone | its limit | "
-        "peak memory over the floor |"
-    )
-    yield "|---|---:|---:|---:|---:|---:|"
-    for method in {**record.get("steps", {}), **record.get("memory", {})}:
-        steps, memory = record.get("steps", {}).get(method), record.get("memory", {}).get(method)
-        peak = f"{memory['distilled'] / memory['floor']:.3f}" if memory else "-"
-        yield f"| {' | '.join([method, *step_cells(steps), peak])} |"
-    yield ""
+    steps, memory = record.get("steps", {}), record.get("memory", {})
+
+    def cells(method: str) -> list[str]:
+        peak = memory.get(method)
+        ratio_of_peaks = f"{peak['distilled'] / peak['floor']:.3f}" if peak else "-"
+        return [method, *step_cells(steps.get(method)), ratio_of_peaks]
+
+    heads = ["distilled step", *STEP_HEADS, "peak memory over the floor"]
+    return table(heads, map(cells, {**steps, **memory}))
 
 
 def step_cells(steps: Record | None) -> list[str]:
@@ -141,29 +151,25 @@ def step_cells(steps: Record | None) -> list[str]:
 
 
 def method_lines(methods: Mapping[str, Record]) -> Iterator[str]:
-    yield "| method | teacher's features | a copy of them | all losses | statistics of a step |"
-    yield "|---|---:|---:|---:|---:|"
-    for method, row in methods.items():
+    def cells(method: str) -> list[str]:
+        row = methods[method]
         ratios = [ratio(row["ratios"].get(kind)) for kind in ("losses", "observe")]
-        cells = [method, f"{row['mebibytes']:.3g} MiB", f"{row['copy_seconds'] * 1e3:.2f} ms", *ratios]
-        yield f"| {' | '.join(cells)} |"
-    yield ""
+        return [method, f"{row['mebibytes']:.3g} MiB", f"{row['copy_seconds'] * 1e3:.2f} ms", *ratios]
+
+    heads = ["method", "teacher's features", "a copy of them", "all losses", "statistics of a step"]
+    return table(heads, map(cells, methods))
 
 
 def teacher_lines(rows: Sequence[Record]) -> Iterator[str]:
-    yield "| the teacher's forward pass, with DISTILL.TEACHER. | takes | of the first |"
-    yield "|---|---:|---:|"
-    for row in rows:
-        yield f"| {row['way']} | {row['seconds']['median']:.3f} s | {ratio(row['ratio'])} |"
-    yield ""
+    heads = ["the teacher's forward pass, with DISTILL.TEACHER.", "takes", "of the first"]
+    return table(
+        heads, ([row["way"], f"{row['seconds']['median']:.3f} s", ratio(row["ratio"])] for row in rows)
+    )
 
 
 def tap_lines(method: str, rows: Sequence[Record]) -> Iterator[str]:
-    yield f"| distilled step of `{method}` at | takes | over the floor | over the student alone | its limit |"
-    yield "|---|---:|---:|---:|---:|"
-    for row in rows:
-        yield f"| {' | '.join([', '.join(row['taps']), *step_cells(row)])} |"
-    yield ""
+    heads = [f"distilled step of `{method}` at", *STEP_HEADS]
+    return table(heads, ([", ".join(row["taps"]), *step_cells(row)] for row in rows))
 
 
 def share_lines(method: str, steps: Record) -> Iterator[str]:
