@@ -60,7 +60,7 @@ def build_methods(cfg: CfgNode, student: nn.Module) -> dict[str, Method]:
 
     def teacher_network() -> nn.Module:
         if not teachers:
-            teachers.append(spec.build(torch.device("cpu")))
+            teachers.append(spec.build(torch.device(cfg.MODEL.DEVICE)))
         return teachers[0].model
 
     for name in cfg.DISTILL.METHODS:

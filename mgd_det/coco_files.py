@@ -20,6 +20,7 @@ logger = logging.getLogger("detectron2." + __name__)
 
 REGISTER_KEY = "DATASETS.REGISTER"
 MOST_IMAGES = 200  # of a set, whose files are looked at before a run
+ID = (int, str)
 _ORIENTATION = 0x0112  # the EXIF tag
 
 
@@ -70,22 +71,37 @@ def _read_coco(name: str, path: str) -> dict[str, Any]:
 
 def _check_ids(name: str, path: str, content: dict[str, Any]) -> None:
     """That categories and images are described, and every annotation is of one of each."""
-    categories, images = ({x.get("id") for x in content[e]} for e in ("categories", "images"))
     remedy = "Correct the file: Detectron2 would stop on it."
-    for category in content["categories"]:
-        if not all(key in category for key in ("id", "name")):
-            problem = f"in {path} a category lacks id or name: {category}"
+    entries: tuple[tuple[str, str, dict[str, Any]], ...] = (
+        ("categories", "a category", {"id": ID, "name": str}),
+        ("images", "an image", {"id": ID, "file_name": str, "height": (int, float), "width": (int, float)}),
+    )
+    for entry, one, needed in entries:
+        for described in content[entry]:
+            if not all(key in described for key in needed):
+                *first, last = needed
+                problem = f"in {path} {one} lacks {', '.join(first)} or {last}: {described}"
+                raise ConfigError(REGISTER_KEY, name, problem, remedy)
+            wrong = [key for key, kind in needed.items() if not isinstance(described[key], kind)]
+            if wrong:
+                problem = f"in {path} {one} has the {wrong[0]} {described[wrong[0]]!r}"
+                raise ConfigError(REGISTER_KEY, name, problem, remedy)
+        twice = [number for number, count in Counter(x["id"] for x in content[entry]).items() if count > 1]
+        if twice:
+            problem = f"in {path} several {entry} have the id {twice[0]}, of which Detectron2 would read one"
+            raise ConfigError(REGISTER_KEY, name, problem, f"Give every one of the {entry} an id of its own.")
+        if len({isinstance(x["id"], str) for x in content[entry]}) > 1:
+            problem = f"in {path} the ids of some {entry} are numbers, and those of others texts"
             raise ConfigError(REGISTER_KEY, name, problem, remedy)
-    for image in content["images"]:
-        if not all(key in image for key in ("id", "file_name", "height", "width")):
-            problem = f"in {path} an image lacks id, file_name, height or width: {image}"
-            raise ConfigError(REGISTER_KEY, name, problem, remedy)
-    twice = [number for number, count in Counter(x["id"] for x in content["images"]).items() if count > 1]
-    if twice:
-        problem = f"in {path} several images have the id {twice[0]}, of which Detectron2 would read one"
-        raise ConfigError(REGISTER_KEY, name, problem, "Give every image an id of its own.")
+    known = {
+        f"{one}_id": {x["id"] for x in content[e]}
+        for one, e in (("category", "categories"), ("image", "images"))
+    }
     for annotation in content["annotations"]:
-        if annotation.get("category_id") not in categories or annotation.get("image_id") not in images:
+        found = {key: annotation.get(key) for key in known}
+        if any(
+            not isinstance(value, (*ID, float)) or value not in known[key] for key, value in found.items()
+        ):
             problem = f"in {path} the annotation {annotation.get('id')} is of an unknown image or category"
             raise ConfigError(REGISTER_KEY, name, problem, remedy)
 
@@ -169,13 +185,30 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _check_boxes(name: str, path: str, content: dict[str, Any]) -> None:
-    if not any("bbox" in a and not a.get("iscrowd", 0) for a in content["annotations"]):
+    boxes = [a for a in content["annotations"] if "bbox" in a and not a.get("iscrowd", 0)]
+    if not boxes:
         raise ConfigError(
             "DATASETS.TRAIN",
             name,
             f"{path} holds no boxes to train on",
             "Give a file whose annotations have a bbox and are not all crowds.",
         )
+    if not any(map(_is_read, boxes)):
+        raise ConfigError(
+            "DATASETS.TRAIN",
+            name,
+            f"in {path} no segmentation is a valid polygon, and Detectron2 leaves out such annotations, "
+            "boxes and all",
+            "Give polygons of at least 3 points, or take the entry 'segmentation' out.",
+        )
+
+
+def _is_read(annotation: dict[str, Any]) -> bool:
+    """Whether Detectron2 keeps it: a list of polygons must hold one of at least 3 points."""
+    polygons = annotation.get("segmentation")
+    if not polygons or isinstance(polygons, dict):
+        return True
+    return any(isinstance(p, list) and len(p) % 2 == 0 and len(p) >= 6 for p in polygons)
 
 
 def _check_masks(cfg: CfgNode, name: str, path: str, content: dict[str, Any]) -> None:

@@ -48,7 +48,8 @@ def add_mgd_config(cfg: CfgNode) -> None:
     cfg.DISTILL.EXACT_RESUME = False
 
     # Where the state of the run that is resumed does not fit the methods, taps or channels of this one:
-    # False ends in an error, True starts the matching and adapters of that method afresh.
+    # False ends in an error, True starts the matching and adapters of that method afresh, and those of all
+    # methods with another teacher.
     cfg.DISTILL.RESUME_FRESH = False
     # Every so many iterations, log for every distillation loss at a tap in the backbone how large its
     # gradient there is beside the task's (the ratio of their norms, of one process's share); 0: never.
@@ -114,8 +115,10 @@ def add_mgd_config(cfg: CfgNode) -> None:
     # True uses every teacher channel also where the student's channels do not divide their number:
     # some groups then hold one more than others.
     cfg.DISTILL.MGD.SPREAD = False
-    # "solved", or a control for comparisons: "random", one draw for all runs; "identity", by channel number.
+    # "solved", or a control for comparisons: "random", drawn once; "identity", by channel number.
     cfg.DISTILL.MGD.ASSIGNMENT = "solved"
+    # By which "random" draws; SEED changes nothing about it.
+    cfg.DISTILL.MGD.ASSIGNMENT_SEED = 0
     # When the matching is solved again, after a first time at the start.
     cfg.DISTILL.MGD.UPDATE = CfgNode()
     # What it is solved from: "pass", both networks in eval mode over NUM_IMAGES images read for it, as

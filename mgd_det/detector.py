@@ -29,6 +29,7 @@ from .teacher import Teacher, TeacherSpec
 logger = logging.getLogger("detectron2." + __name__)
 
 REVERSIBLE_FORMATS = ("RGB", "BGR")
+TEACHER = "teacher"  # in the state, beside the methods' names
 
 
 class NotMatchedError(RuntimeError):
@@ -49,7 +50,7 @@ class DistilledDetector(nn.Module):
         teacher: where the teacher comes from.
         input_format: channel order of the images that the student is given.
         inherits: parts of the student that start as the teacher's, for :meth:`inherit`.
-        resume_fresh: a method that an earlier run's state does not fit starts afresh.
+        resume_fresh: methods that an earlier run's state does not fit start afresh, all with another teacher.
     """
 
     @configurable
@@ -82,7 +83,8 @@ class DistilledDetector(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        student = build_student(cfg)
+        # There at once: some operators, which the methods may look into, exist on a GPU alone.
+        student = build_student(cfg).to(torch.device(cfg.MODEL.DEVICE))
         methods = build_methods(cfg, student) if cfg.DISTILL.ENABLED else {}
         return {
             "student": student,
@@ -243,16 +245,28 @@ class DistilledDetector(nn.Module):
         return [report for method in self.methods.values() for report in method.solve()]
 
     def distill_state(self) -> dict[str, Any]:
-        """What the methods have learnt beside the student: adapters and matchings, on the CPU."""
-        return {name: _to_cpu(method.state_dict()) for name, method in self.methods.items()}
+        """What the methods have learnt beside the student, on the CPU, and from which teacher."""
+        state: dict[str, Any] = {name: _to_cpu(method.state_dict()) for name, method in self.methods.items()}
+        if self.teacher is not None:
+            state[TEACHER] = self.teacher.digest
+        return state
 
     def load_distill_state(self, state: Mapping[str, Any]) -> None:
         """Take up the state of an earlier run.
 
         Raises:
-            ConfigError: that run had other methods, taps or widths, and `resume_fresh` is not set.
+            ConfigError: that run had another teacher, other methods, taps or widths, and `resume_fresh` is
+                not set.
         """
         self.prepare()  # a matching is to the channels of one teacher
+        state = dict(state)
+        then, now = state.pop(TEACHER, None), getattr(self.teacher, "digest", None)
+        if then and now and then != now:
+            if not self.resume_fresh:
+                key, problem = "DISTILL.TEACHER.WEIGHTS", "not those of the teacher that the checkpoint is of"
+                raise ConfigError(key, self.teacher_spec.weights_path(), problem, RESUME_REMEDY)
+            logger.warning("DISTILL.RESUME_FRESH: all methods start afresh, with another teacher")
+            return
         if not self.resume_fresh and set(state) != set(self.methods):
             raise ConfigError(
                 "DISTILL.METHODS",

@@ -175,6 +175,9 @@ class ExactResumeHook(HookBase):
         self.metrics_file = os.path.join(cfg.OUTPUT_DIR, "metrics.json")
         self._normalizers: list[dict[str, float]] = []  # of every process, at the last checkpoint
         self._scalars: dict[str, Any] = {}
+        self._metrics_size = (
+            0  # bytes of the metrics file at the last checkpoint; earlier runs wrote to it, too
+        )
 
     def before_train(self) -> None:
         start = self.trainer.start_iter
@@ -210,8 +213,9 @@ class ExactResumeHook(HookBase):
         """Cut off what an interrupted run wrote after its last checkpoint: it will be written again."""
         if not os.path.isfile(self.metrics_file):
             return
-        kept = 0
+        kept = min(self._metrics_size, os.path.getsize(self.metrics_file))
         with open(self.metrics_file, "rb") as f:
+            f.seek(kept)
             for line in f:
                 if not line.endswith(b"\n") or json.loads(line)["iteration"] > iteration:
                     break
@@ -229,10 +233,16 @@ class ExactResumeHook(HookBase):
             }
             for name, history in storage.histories().items()
         }
-        return {"seed": self.seed, "normalizers": self._normalizers, "scalars": scalars}
+        written = os.path.getsize(self.metrics_file) if os.path.isfile(self.metrics_file) else 0
+        return {
+            "seed": self.seed,
+            "normalizers": self._normalizers,
+            "scalars": scalars,
+            "metrics_size": written,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._scalars = state["scalars"]
+        self._scalars, self._metrics_size = state["scalars"], state.get("metrics_size", 0)
         saved = state["normalizers"]
         if len(saved) != comm.get_world_size():
             logger.warning(

@@ -176,14 +176,15 @@ def changed_share(before: Tensor, after: Tensor, num_teacher: int) -> float:
     return ((old != new).any(0) & used).sum().item() / max(int(used.sum()), 1)
 
 
-def control_cost(kind: str, num_student: int, num_teacher: int) -> Tensor:
+def control_cost(kind: str, num_student: int, num_teacher: int, *, seed: int = 0) -> Tensor:
     """(Cs, Ct) costs whose optimum is an assignment that ignores the features, for comparison.
 
     Args:
-        kind: "random", the same at every call; or "identity": student channel c takes the teacher channels
-            c, c + Cs, c + 2 Cs, .., and where Cs > Ct the teacher channel c % Ct.
+        kind: "random", or "identity": student channel c takes the teacher channels c, c + Cs, c + 2 Cs, ..,
+            and where Cs > Ct the teacher channel c % Ct.
+        seed: of "random", which is the same at every call with it.
     """
     if kind == "random":
-        return torch.rand(num_student, num_teacher, generator=torch.Generator().manual_seed(0))
+        return torch.rand(num_student, num_teacher, generator=torch.Generator().manual_seed(seed))
     student, teacher = torch.arange(num_student)[:, None], torch.arange(num_teacher)
     return (student % num_teacher != teacher % num_student).double()

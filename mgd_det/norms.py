@@ -89,10 +89,19 @@ def _maps(of_group: Tensor, like: Tensor) -> Tensor:
 
 
 class MaskedBatchNorm(nn.BatchNorm2d):
-    """BatchNorm over the unpadded positions of this process's batch, without running statistics."""
+    """BatchNorm over the unpadded positions of this process's batch, without running statistics.
+
+    Always in eval mode, where without them it does the same: of batch norms in training mode
+    `hooks.PreciseBN` computes the running statistics.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, track_running_stats=False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> MaskedBatchNorm:
+        super().train(False)
+        return self
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         if mask is None:

@@ -170,7 +170,7 @@ def run(args: Any) -> None:
     if cfg.DISTILL.EXACT_RESUME and not (args.eval_only or args.eval_teacher):
         resolve_seed(cfg, resume=args.resume)
     cfg.freeze()
-    default_setup(cfg, args)
+    set_up(cfg, args)
     if args.eval_teacher:
         evaluate_teacher(cfg)
     elif args.eval_only:
@@ -188,13 +188,30 @@ def run(args: Any) -> None:
             logger.info(summary(cfg, results, time.monotonic() - start))
 
 
+def set_up(cfg: CfgNode, args: Any) -> None:
+    """Detectron2's `default_setup`; an evaluation leaves the `config.yaml` of the run whose folder it is in.
+
+    What a run was tested on, which :mod:`.summary` looks for, is in that file.
+    """
+    path, kept = os.path.join(cfg.OUTPUT_DIR, "config.yaml"), None
+    if (args.eval_only or args.eval_teacher) and comm.is_main_process() and PathManager.isfile(path):
+        with PathManager.open(path) as f:
+            kept = f.read()
+    default_setup(cfg, args)
+    if kept is not None:
+        with PathManager.open(path, "w") as f:
+            f.write(kept)
+
+
 def check_models(cfg: CfgNode, args: Any) -> None:
     """Build and load once, on the CPU, what the run will need, and throw it away.
+
+    Networks with operators that only GPUs have are checked when the run begins, on its GPU.
 
     Raises:
         ConfigError: whatever about the networks would stop the run.
     """
-    cfg = cfg.clone()
+    device, cfg = cfg.MODEL.DEVICE, cfg.clone()
     cfg.MODEL.DEVICE = "cpu"
     logging.disable(logging.WARNING)  # the real loading, once log.txt is there, says it again
     try:
@@ -227,6 +244,13 @@ def check_models(cfg: CfgNode, args: Any) -> None:
                         "the checkpoint to resume is of a run that was the other way round",
                         RESUME_REMEDY,
                     )
+    except NotImplementedError as error:
+        if torch.device(device).type == "cpu":
+            problem, remedy = (
+                f"cannot run these networks: {error}",
+                "Train on a GPU, or without that operator.",
+            )
+            raise ConfigError("MODEL.DEVICE", device, problem, remedy) from error
     finally:
         logging.disable(logging.NOTSET)
 

@@ -28,14 +28,16 @@ def summary(cfg: CfgNode, results: Mapping[str, Any] | None, seconds: float) -> 
     """
     folder = cfg.OUTPUT_DIR
     lines = [f"finished after {timedelta(seconds=round(seconds))}: {folder}"]
-    box = (results or {}).get("bbox")
-    if box:
-        tested = ", ".join(cfg.DATASETS.TEST)
+    for tested in cfg.DATASETS.TEST:
+        found = results or {}
+        box = (found if len(cfg.DATASETS.TEST) == 1 else found.get(tested, {})).get("bbox")
+        if not box:
+            continue
         if math.isnan(box["AP"]):  # COCO evaluation of no detections at all
             lines.append(f"there is no AP: the student finds nothing in {tested}")
         else:
             lines.append(f"AP {box['AP']:.1f}, AP50 {box['AP50']:.1f} on {tested}")
-        lines += comparison(cfg, box["AP"])
+        lines += comparison(cfg, tested, box["AP"])
     student = os.path.join(folder, "student_config.yaml")
     weights = os.path.join(folder, "model_final.pth")
     lines.append(f"the student, for stock Detectron2: {student} and {weights}")
@@ -43,14 +45,14 @@ def summary(cfg: CfgNode, results: Mapping[str, Any] | None, seconds: float) -> 
     return "\n  ".join(lines)
 
 
-def comparison(cfg: CfgNode, ap: float) -> list[str]:
-    """How far the student got from the baseline to the teacher."""
+def comparison(cfg: CfgNode, tested: str, ap: float) -> list[str]:
+    """How far the student got from the baseline to the teacher, by its AP on one data set."""
     if not cfg.DISTILL.ENABLED:
         return []
-    teacher = last_ap(os.path.join(cfg.OUTPUT_DIR, "teacher"), cfg)  # of an --eval-teacher
+    teacher = last_ap(os.path.join(cfg.OUTPUT_DIR, "teacher"), tested)  # of an --eval-teacher
     if teacher is None:
-        teacher = last_ap(os.path.dirname(cfg.DISTILL.TEACHER.CONFIG_FILE), cfg)
-    baseline = last_ap(cfg.DISTILL.BASELINE, cfg) if cfg.DISTILL.BASELINE else None
+        teacher = last_ap(os.path.dirname(cfg.DISTILL.TEACHER.CONFIG_FILE), tested)
+    baseline = last_ap(cfg.DISTILL.BASELINE, tested) if cfg.DISTILL.BASELINE else None
     lines = []
     if teacher is None:
         lines.append("the teacher's AP there is not known: --eval-teacher measures it")
@@ -70,23 +72,25 @@ def comparison(cfg: CfgNode, ap: float) -> list[str]:
     return lines
 
 
-def last_ap(folder: str, cfg: CfgNode) -> float | None:
-    """Box AP of the last evaluation of a run on the same images, as its metrics.json has it."""
+def last_ap(folder: str, tested: str) -> float | None:
+    """Box AP of a run's last evaluation on a data set, from its metrics.json; None where there is none."""
     try:
         with PathManager.open(os.path.join(folder, "config.yaml")) as f:
-            tested = yaml.safe_load(f)["DATASETS"]["TEST"]
+            names = list(yaml.safe_load(f)["DATASETS"]["TEST"])
+        key = AP if len(names) == 1 else f"{tested}/{AP}"
         with PathManager.open(os.path.join(folder, "metrics.json")) as f:
-            found = [json.loads(line).get(AP) for line in f if AP in line]
+            found = [line[key] for line in map(json.loads, f) if key in line]
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return None
-    return found[-1] if found and list(tested) == list(cfg.DATASETS.TEST) else None
+    return found[-1] if found and tested in names else None
 
 
 def check_baseline(cfg: CfgNode) -> None:
     """Refuse, with a ConfigError, a DISTILL.BASELINE with nothing to compare with."""
     folder = cfg.DISTILL.BASELINE
-    if folder and last_ap(folder, cfg) is None:
-        problem = f"holds no run that was evaluated on {list(cfg.DATASETS.TEST)}"
+    without = [tested for tested in cfg.DATASETS.TEST if folder and last_ap(folder, tested) is None]
+    if without:
+        problem = f"holds no run that was evaluated on {without[0]!r}"
         raise ConfigError(
             "DISTILL.BASELINE",
             folder,

@@ -124,14 +124,15 @@ def find_tap(backbone: Any, name: str) -> Tap:
         for name, blocks in bottom_up.named_children()
         if isinstance(blocks, nn.Sequential) and _is_residual(blocks[-1])
     }
-    outputs = [] if backbone is bottom_up else list(backbone.output_shape())
+    modules = dict(backbone.named_modules())
+    shapes = backbone.output_shape() if hasattr(backbone, "output_shape") else {}
+    outputs = [output for output in shapes if output not in stages and output not in modules]
     if name in stages:
         return ResidualSum(stages[name][-1])
     if name.endswith("_relu") and name[: -len("_relu")] in stages:
         return ModuleOutput(stages[name[: -len("_relu")]], copy=False)
     if name in outputs:
         return BackboneOutput(backbone, name)
-    modules = dict(backbone.named_modules())
     if name and name in modules:
         return ModuleOutput(modules[name], copy=True)
     stages_relu = [f"{stage}_relu" for stage in stages]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Sequence
@@ -146,6 +147,7 @@ class TeacherSpec:
                 "Give the config that these weights were trained with, its depth and number of classes, or "
                 "the weights of this one. DISTILL.TEACHER.ALLOW_PARTIAL_WEIGHTS True takes them as they are.",
             )
+        teacher.digest = None if report.missing else _digest(teacher.model)
         return teacher
 
     def build(self, device: torch.device) -> Teacher:
@@ -199,6 +201,7 @@ class Teacher:
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.model.to(memory_format=self.memory_format)
         self.compile = compile
+        self.digest: str | None = None  # of its weights; None where none, or not all, were loaded
         self._compiled_for: list[str] | None = None
 
     def __reduce__(self) -> Any:  # copied and pickled as None
@@ -262,6 +265,15 @@ class Teacher:
         if self.dtype is None:
             return nullcontext()
         return torch.autocast(device, dtype=self.dtype, enabled=self.dtype is not torch.float32)
+
+
+def _digest(model: nn.Module) -> str:
+    """The same for the same weights, wherever they lie."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _run_captured(

@@ -161,7 +161,8 @@ class Trainer(DefaultTrainer):
         cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
     ) -> COCOEvaluator:
         """COCO box AP (and mask AP where the model predicts masks)."""
-        folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+        several = [dataset_name] if len(cfg.DATASETS.TEST) > 1 else []
+        folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", *several)
         return COCOEvaluator(dataset_name, output_dir=folder)
 
 

@@ -398,6 +398,15 @@ def test_a_device_that_is_not_there(mgd_cfg, refused):
     assert "MODEL.DEVICE = 'warp': there is no such device" in error
 
 
+def test_operators_that_a_cpu_lacks(mgd_cfg, refused):
+    resnet = mgd_cfg.MODEL.RESNETS
+    resnet.DEPTH, resnet.WIDTH_PER_GROUP, resnet.RES2_OUT_CHANNELS = 50, 8, 64
+    resnet.DEFORM_ON_PER_STAGE, resnet.DEFORM_MODULATED = [False, True, True, True], True
+    error = refused(mgd_cfg)
+    for part in ("MODEL.DEVICE = 'cpu'", "Deformable Conv is not supported on CPUs", "Train on a GPU"):
+        assert part in error
+
+
 def test_a_teacher_beside_an_architecture_that_would_train_without_it(mgd_cfg, refused):
     error = refused(mgd_cfg, "MODEL.META_ARCHITECTURE", "RetinaNet")
     assert "MODEL.META_ARCHITECTURE = 'RetinaNet': would train without the teacher" in error

@@ -28,7 +28,7 @@ compare = load_tool("compare")  # puts tools/ on the path
 from comparing import report, summary  # noqa: E402
 from comparing.experiment import Arm, read_experiment  # noqa: E402
 from comparing.process import Process  # noqa: E402
-from comparing.runner import Runner, time_left  # noqa: E402
+from comparing.runner import Runner, shares, time_left  # noqa: E402
 from comparing.runs import Run, changed, check_files, file_name, files, plan, scaled  # noqa: E402
 
 COMPARE = ROOT / "tools/compare.py"
@@ -401,9 +401,41 @@ def test_failed_runs_are_told_and_the_others_go_on(tmp_path, capsys):
     assert {path.stem for path in (tmp_path / "results").iterdir()} == set(records)
 
 
+@pytest.mark.parametrize(
+    ("visible", "jobs", "each", "expected"),
+    [
+        (["0", "1", "2", "3"], 2, 2, ["0,1", "2,3"]),
+        (["4", "5", "6"], 2, 1, ["4", "5"]),
+        (["0", "1"], 3, 1, ["0", "1", "0"]),  # more runs than GPUs
+        (["0", "1"], 2, 0, ["", ""]),
+        ([], 2, 0, ["", ""]),
+    ],
+)
+def test_every_run_has_gpus_of_its_own_as_far_as_they_go(visible, jobs, each, expected):
+    assert shares(visible, jobs, each) == expected
+
+
+def test_a_run_is_given_its_gpus_alone(tmp_path):
+    show = "import os; print('GPUs', os.environ.get('CUDA_VISIBLE_DEVICES'))"
+    process = Process(small_run(tmp_path, 1, show), "4,5", {"CUDA_VISIBLE_DEVICES": "1"})
+    while not process.ended():
+        time.sleep(0.01)
+    assert process.output() == "GPUs 4,5\n"
+
+
+def test_an_override_can_be_each_runs_seed(tmp_path):
+    seed = ["DISTILL.MGD.ASSIGNMENT_SEED", "{seed}"]
+    arms = {"alone": ["DISTILL.ENABLED", False], "mgd": seed}
+    runs = plan(read_experiment(experiment(tmp_path, seeds=[11, 12], arms=arms)), 0)
+    found = [run.settings.get("DISTILL.MGD.ASSIGNMENT_SEED") for run in runs]
+    assert found == [None, 11, None, 12]
+    shared = plan(read_experiment(experiment(tmp_path, seeds=[11, 12], arms=arms, set=seed)), 0)
+    assert [run.settings["DISTILL.MGD.ASSIGNMENT_SEED"] for run in shared] == [11, 11, 12, 12]
+
+
 def test_a_run_that_outlived_the_tool_is_not_started_twice(tmp_path, capsys):
     run = small_run(tmp_path, 1, "import time; time.sleep(600)")
-    process = Process(run, {})  # nobody waits for it, as after a SIGKILL of the tool
+    process = Process(run, "", {})  # nobody waits for it, as after a SIGKILL of the tool
     try:
         assert Runner([run], {}, jobs=1, gpus=0).run() == 1
         assert "an earlier start still runs in" in capsys.readouterr().out

@@ -114,6 +114,31 @@ def test_missing_files_of_registered_and_built_in_sets(student_cfg, tmp_path):
             lambda content: json.dumps({**content, "categories": [{"id": 1}]}),
             r"a category lacks id or name: \{'id': 1\}",
         ),
+        (
+            lambda content: json.dumps({**content, "categories": [*content["categories"]] * 2}),
+            "several categories have the id 1, of which Detectron2 would read one",
+        ),
+        (
+            lambda content: json.dumps({**content, "categories": [{"id": [1], "name": "disc"}]}),
+            r"a category has the id \[1\]",
+        ),
+        (
+            lambda content: json.dumps(
+                {**content, "categories": [*content["categories"], {"id": "7", "name": "seventh"}]}
+            ),
+            "the ids of some categories are numbers, and those of others texts",
+        ),
+        (
+            lambda content: json.dumps({**content, "images": [{**content["images"][0], "file_name": 7}]}),
+            "an image has the file_name 7",
+        ),
+        (lambda content: one_annotation(content, category_id=[1]), "annotation 1 is of an unknown image or"),
+        (
+            lambda content: json.dumps(
+                {**content, "annotations": [{**a, "segmentation": [[]]} for a in content["annotations"]]}
+            ),
+            "no segmentation is a valid polygon, and Detectron2 leaves out such annotations",
+        ),
     ],
     ids=[
         "not JSON",
@@ -131,6 +156,12 @@ def test_missing_files_of_registered_and_built_in_sets(student_cfg, tmp_path):
         "an id twice",
         "ignored",
         "a class without a name",
+        "a class id twice",
+        "a class id that is none",
+        "class ids of two kinds",
+        "a file name that is none",
+        "a list of classes",
+        "no polygons",
     ],
 )
 def test_annotation_files_that_cannot_be_trained_on(student_cfg, tmp_path, change, match):

@@ -107,6 +107,27 @@ def test_a_run_killed_before_its_first_checkpoint_leaves_no_metrics_behind(resum
     assert [json.loads(line)["iteration"] for line in metrics.read_text().splitlines()] == expected
 
 
+def test_of_the_runs_in_a_folder_the_latest_loses_metrics_and_the_earlier_none(student_cfg):
+    """A finished run; one after it, without --resume, killed behind its checkpoint; and what resumes that."""
+    register_datasets(student_cfg)
+    student_cfg.DATASETS.TEST, student_cfg.SOLVER.MAX_ITER = (), 2
+    student_cfg.DISTILL.EXACT_RESUME, student_cfg.SEED = True, 3
+    metrics = Path(student_cfg.OUTPUT_DIR, "metrics.json")
+    metrics.parent.mkdir()
+    metrics.write_text('{"iteration": 1, "run": 1}\n{"iteration": 599, "run": 1}\n')
+    trainer = Trainer(student_cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    with metrics.open("a") as f:
+        f.write('{"iteration": 3, "run": 2}\n')  # what it wrote behind its last checkpoint
+    student_cfg.SOLVER.MAX_ITER = 3
+    trainer = Trainer(student_cfg)
+    trainer.resume_or_load(resume=True)
+    trainer.train()
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert [(line["iteration"], line.get("run")) for line in lines] == [(1, 1), (599, 1), (2, None)]
+
+
 def test_a_trainer_of_ones_own_needs_a_seed(student_cfg):
     register_datasets(student_cfg)
     student_cfg.DISTILL.EXACT_RESUME = True

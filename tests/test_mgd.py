@@ -153,6 +153,8 @@ def test_the_random_assignment_is_valid_and_the_same_at_every_solution():
     assert sorted(groups.flatten().tolist()) == list(range(16))
     assert not torch.equal(groups, solved(found)._matchings["res3"].groups)
     assert not torch.equal(groups, solved(found, assignment="identity")._matchings["res3"].groups)
+    another = solved(found, assignment="random", assignment_seed=1)
+    assert not torch.equal(groups, another._matchings["res3"].groups)
     mgd.observe({"res3": others})
     mgd.absorb(lambda tensor: None, decay=0)
     (report,) = mgd.solve()
@@ -170,3 +172,9 @@ def test_a_control_is_not_resumed_as_the_method_and_unknown_ones_are_named():
         MGD(channels={"res3": 4}, norm="", weights=[1.0]).load_state_dict(saved)
     with pytest.raises(ConfigError, match=r"ASSIGNMENT = 'none'.*'solved', 'random', 'identity'"):
         MGD(channels={"res3": 4}, assignment="none")
+    with pytest.raises(ConfigError, match=r"MGD\.ASSIGNMENT_SEED = 1.*made with 0"):
+        MGD(
+            channels={"res3": 4}, norm="", weights=[1.0], assignment="random", assignment_seed=1
+        ).load_state_dict(saved)
+    with pytest.raises(ConfigError, match=r"ASSIGNMENT_SEED = -1: negative"):
+        MGD(channels={"res3": 4}, assignment_seed=-1)

@@ -150,6 +150,7 @@ def test_online_takes_the_features_of_training_steps_and_no_others(mgd_cfg):
     mgd_cfg.DISTILL.MGD.UPDATE.PERIOD = 3
     mgd_cfg.TEST.PRECISE_BN.ENABLED, mgd_cfg.TEST.PRECISE_BN.NUM_ITER = True, 2
     mgd_cfg.TEST.EVAL_PERIOD = 1
+    mgd_cfg.DISTILL.MGD.NORM = "BN"  # not one of those whose statistics PreciseBN computes
     trainer = trained(mgd_cfg, 5)
     assert iterations_of(trainer, "mgd_res4/match_cost") == [0, 3]
     # The first pass saw 4 images; then steps 0, 2 and 4 add 2 each: ((4/2 + 2)/2 + 2)/2 + 2 = 4.

@@ -53,10 +53,32 @@ def test_takes_the_teachers_ap_from_its_evaluation_on_these_images(mgd_cfg, tmp_
 
 def test_an_ap_on_other_images_is_none(mgd_cfg, tmp_path):
     run = finished_run(tmp_path / "run", mgd_cfg, 33.0, test=("another_set",))
-    assert last_ap(run, mgd_cfg) is None
-    assert last_ap(finished_run(tmp_path / "same", mgd_cfg, 33.0, 34.0), mgd_cfg) == 34.0
-    assert last_ap(finished_run(tmp_path / "unfinished", mgd_cfg), mgd_cfg) is None
-    assert last_ap(str(tmp_path / "gone"), mgd_cfg) is None
+    assert last_ap(run, mgd_cfg.DATASETS.TEST[0]) is None
+    assert last_ap(finished_run(tmp_path / "same", mgd_cfg, 33.0, 34.0), mgd_cfg.DATASETS.TEST[0]) == 34.0
+    assert last_ap(finished_run(tmp_path / "unfinished", mgd_cfg), mgd_cfg.DATASETS.TEST[0]) is None
+    assert last_ap(str(tmp_path / "gone"), mgd_cfg.DATASETS.TEST[0]) is None
+
+
+def test_of_several_test_sets_each_has_its_ap(mgd_cfg, tmp_path):
+    mgd_cfg.DATASETS.TEST = ("near", "far")
+    mgd_cfg.DISTILL.BASELINE = finished_run(tmp_path / "alone", mgd_cfg)
+    metrics = {"iteration": 2, "near/bbox/AP": 20.04, "far/bbox/AP": 10.0}
+    (tmp_path / "alone/metrics.json").write_text(json.dumps(metrics) + "\n")
+    check_baseline(mgd_cfg)
+    lines = summary(mgd_cfg, {"near": RESULTS, "far": {"bbox": {"AP": 9.0, "AP50": 12.0}}}, 1).splitlines()
+    assert [line for line in lines if "AP50" in line] == [
+        "  AP 28.0, AP50 46.4 on near",
+        "  AP 9.0, AP50 12.0 on far",
+    ]
+    assert [line.split("distilling ")[1] for line in lines if "gained" in line] == [
+        "gained +8.0",
+        "gained -1.0",
+    ]
+    mgd_cfg.DATASETS.TEST = ("far",)  # one of the baseline's
+    assert "distilling gained -1.0" in summary(mgd_cfg, {"bbox": {"AP": 9.0, "AP50": 12.0}}, 1)
+    mgd_cfg.DATASETS.TEST = ("far", "elsewhere")
+    with pytest.raises(ConfigError, match="holds no run that was evaluated on 'elsewhere'"):
+        check_baseline(mgd_cfg)
 
 
 def test_a_student_that_finds_nothing_is_compared_with_nothing(mgd_cfg, tmp_path):

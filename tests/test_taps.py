@@ -7,9 +7,10 @@ import weakref
 
 import pytest
 import torch
-from detectron2.layers import FrozenBatchNorm2d
-from detectron2.modeling import build_backbone
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
+from detectron2.modeling import Backbone, build_backbone
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock, ResNet
+from torch import nn
 from torch.nn import functional as F
 
 from mgd_det.taps import UnknownTap, capture, evaluating, find_tap, inspect_taps
@@ -102,6 +103,30 @@ def test_taps_after_the_relu_and_by_path(backbone):
         assert torch.allclose(
             features["bottom_up.res4.0"], bottom_up.res4[0](bottom_up.res3[1](inside)), atol=1e-5
         )
+
+
+class Pyramid(Backbone):
+    """One that holds its network under another name than `bottom_up`, as Detectron2's of ViTs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Conv2d(3, 2, 1)
+
+    def forward(self, x):
+        return {"p2": self.net(x), "p3": self.net(x)[:, :, ::2, ::2]}
+
+    def output_shape(self):
+        return {"p2": ShapeSpec(2, stride=1), "p3": ShapeSpec(2, stride=2)}
+
+
+def test_outputs_of_a_pyramid_of_another_kind():
+    pyramid = Pyramid()
+    with capture(pyramid, ["p3", "net"]) as features:
+        outputs = pyramid(torch.ones(1, 3, 4, 4))
+    assert features["p3"] is outputs["p3"]
+    assert torch.equal(features["net"], outputs["p2"])
+    with pytest.raises(UnknownTap, match=r"it has the taps \['p2', 'p3'\], and its modules' paths"):
+        find_tap(pyramid, "p4")
 
 
 def test_no_hook_stays_behind(backbone):

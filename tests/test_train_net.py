@@ -18,6 +18,7 @@ from detectron2.modeling import build_model
 from mgd_det import DistilledDetector
 from mgd_det.config import load_config, student_config
 from mgd_det.datasets import register_datasets
+from mgd_det.errors import ConfigError
 from mgd_det.evaluation import require_teacher_ap
 from mgd_det.summary import last_ap
 from mgd_det.teacher import Teacher, TeacherSpec
@@ -92,11 +93,15 @@ def test_the_log_tells_what_was_loaded_and_matched(finished):
 
 
 def test_evaluating_the_student_repeats_the_runs_last_evaluation(finished, tmp_path):
+    """In a folder with the config of another run, which stays."""
     cfg, run, _ = finished
     cfg = cfg.clone()
     cfg.OUTPUT_DIR = str(tmp_path / "eval")
     cfg.DISTILL.TEACHER.CONFIG_FILE = "/gone/config.yaml"  # the teacher is not needed
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval/config.yaml").write_text("of: a run")
     train_net(cfg, tmp_path, "--eval-only", "MODEL.WEIGHTS", run / "model_final.pth")
+    assert (tmp_path / "eval/config.yaml").read_text() == "of: a run"
     results = [
         json.loads((folder / "inference/coco_instances_results.json").read_text())
         for folder in (run, tmp_path / "eval")
@@ -113,7 +118,7 @@ def test_evaluating_the_teacher(finished, tmp_path):
     assert (tmp_path / "eval/teacher/inference/coco_instances_results.json").exists()
     measured = [line.split()[-1] for line in output.splitlines() if "copypaste:" in line][-1].split(",")
     expected = pytest.approx(float(measured[0]), abs=1e-4, nan_ok=True)
-    assert last_ap(str(tmp_path / "eval/teacher"), cfg) == expected
+    assert last_ap(str(tmp_path / "eval/teacher"), cfg.DATASETS.TEST[0]) == expected
 
 
 def test_resuming_continues_with_the_matching_and_the_optimiser(finished, tmp_path):
@@ -137,12 +142,38 @@ def test_resuming_continues_with_the_matching_and_the_optimiser(finished, tmp_pa
     assert steps == [2, 3]
 
 
+def another_teacher(config_file: str, folder: Path) -> str:
+    """Weights like those beside the config, but for one number."""
+    saved = torch.load(Path(config_file).parent / "model_final.pth")
+    saved["model"]["backbone.bottom_up.res3.0.conv1.weight"][0, 0, 0, 0] += 1
+    torch.save(saved, folder / "another.pth")
+    return str(folder / "another.pth")
+
+
+def test_another_teacher_is_not_resumed_with(finished, tmp_path):
+    cfg, run, _ = finished
+    state = checkpoint(run)["trainer"]["hooks"]["RematchHook"]
+    cfg = cfg.clone()
+    distiller = build_model(cfg)
+    distiller.load_distill_state(state)
+    assert distiller.matching[0].ready
+    cfg.DISTILL.TEACHER.WEIGHTS = another_teacher(cfg.DISTILL.TEACHER.CONFIG_FILE, tmp_path)
+    with pytest.raises(ConfigError, match=r"TEACHER\.WEIGHTS = '.*another\.pth'.*checkpoint.*RESUME_FRESH"):
+        build_model(cfg).load_distill_state(state)
+    build_model(cfg).load_distill_state({"mgd": state["mgd"]})  # of a version that did not keep the teacher
+    cfg.DISTILL.RESUME_FRESH = True
+    distiller = build_model(cfg)
+    distiller.load_distill_state(state)
+    assert not distiller.matching[0].ready
+
+
 @pytest.mark.parametrize(
     ("opts", "fresh"),
     [
         (["DISTILL.MGD.TAPS", ["res4", "p3"]], True),
         (["DISTILL.MGD.NORM", "", "DISTILL.MGD.REDUCER", "sparse"], True),
         (["DISTILL.TEACHER.OPTS", ["MODEL.RESNETS.RES2_OUT_CHANNELS", 64]], True),
+        (["DISTILL.TEACHER.WEIGHTS", "ANOTHER"], True),
         (["DISTILL.ENABLED", False], False),
         (["DISTILL.MGD.WEIGHTS", [0.5]], False),  # what fits is continued with all the same
     ],
@@ -155,12 +186,14 @@ def test_adapters_start_fresh_where_the_config_says_so(opts, fresh, finished, tm
     cfg.SOLVER.MAX_ITER, cfg.DATASETS.TEST = 3, ()
     cfg.DISTILL.TEACHER.ALLOW_PARTIAL_WEIGHTS = cfg.DISTILL.RESUME_FRESH = True
     cfg.merge_from_list(opts)
+    if cfg.DISTILL.TEACHER.WEIGHTS == "ANOTHER":
+        cfg.DISTILL.TEACHER.WEIGHTS = another_teacher(cfg.DISTILL.TEACHER.CONFIG_FILE, tmp_path)
     os.makedirs(cfg.OUTPUT_DIR)
     (tmp_path / "run/model_0000001.pth").write_bytes((run / "model_0000001.pth").read_bytes())
     (tmp_path / "run/last_checkpoint").write_text("model_0000001.pth")
     output = train_net(cfg, tmp_path, "--resume").stdout
     assert "Starting training from iteration 2" in output
-    assert ("mgd starts afresh" in output) == fresh
+    assert ("afresh" in output) == fresh
     assert ("matching mgd" in output) == fresh
     before, after = checkpoint(run, "model_0000001.pth"), checkpoint(cfg.OUTPUT_DIR)
 

@@ -44,10 +44,11 @@ An experiment is a YAML file; its paths start at the repository:
   arms:
     student alone: [DISTILL.ENABLED, false]
     mgd: []
-    mgd, random assignment: [DISTILL.MGD.ASSIGNMENT, random]
+    mgd, random assignment: [DISTILL.MGD.ASSIGNMENT, random, DISTILL.MGD.ASSIGNMENT_SEED, "{seed}"]
     mgd, twice as long: {set: [], iterations: 600}
 
-Of the config only SOLVER.STEPS are scaled: warm-up and periods count in iterations as it has them.
+"{seed}" is each run's own seed. Of the config only SOLVER.STEPS are scaled: warm-up and periods count in
+iterations as it has them.
 
 examples:
   tools/compare.py experiments/screening.yaml                         (run, or continue, and report)
@@ -107,6 +108,7 @@ def compare(path: Path, args: argparse.Namespace) -> int:
         code = Runner(chosen_runs, records, args.jobs, args.num_gpus).run()
         if code == INTERRUPTED or not records:
             return code
+        records = {run.name: record for run in runs if (record := read_record(run))}  # other starts', too
     if not records:
         problem = "no run of this experiment is finished"
         raise ConfigError("results", str(experiment.results), problem, "Run some, without --report-only.")

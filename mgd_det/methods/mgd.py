@@ -57,8 +57,8 @@ class MGD(Method):
         reduction: "mean" over all unpadded elements, or "reference": the sum over all elements, divided
             by the reference implementation's constants and the global batch size.
         spread: use every teacher channel also where the student's number does not divide theirs.
-        assignment: "solved", or a control for comparison: "random", one draw for all runs, or "identity",
-            by index.
+        assignment: "solved", or a control for comparison: "random", drawn once, or "identity", by index.
+        assignment_seed: what "random" is drawn by.
     """
 
     matches = True
@@ -74,6 +74,7 @@ class MGD(Method):
         reduction: str = "mean",
         spread: bool = False,
         assignment: str = "solved",
+        assignment_seed: int = 0,
     ) -> None:
         super().__init__()
         self.taps = list(channels)
@@ -91,6 +92,10 @@ class MGD(Method):
         self.margin_kind = choice("DISTILL.MGD.MARGIN", margin, MARGINS)
         self.reduction = choice("DISTILL.MGD.REDUCTION", reduction, REDUCTIONS)
         self.assignment = choice("DISTILL.MGD.ASSIGNMENT", assignment, ASSIGNMENTS)
+        if assignment_seed < 0:
+            remedy = "Give a whole number of at least 0."
+            raise ConfigError("DISTILL.MGD.ASSIGNMENT_SEED", assignment_seed, "negative", remedy)
+        self.assignment_seed = assignment_seed
         self.spread = spread
         self.weights = tap_weights("DISTILL.MGD.WEIGHTS", weights, self.taps)
         layer = STUDENT_NORMS[choice("DISTILL.MGD.NORM", norm, STUDENT_NORMS)]
@@ -107,6 +112,7 @@ class MGD(Method):
             "MARGIN": margin,
             "SPREAD": spread,
             "ASSIGNMENT": assignment,
+            "ASSIGNMENT_SEED": assignment_seed if assignment == "random" else 0,
             "NORM": norm,
         }
 
@@ -122,6 +128,7 @@ class MGD(Method):
             reduction=cfg.REDUCTION,
             spread=cfg.SPREAD,
             assignment=cfg.ASSIGNMENT,
+            assignment_seed=cfg.ASSIGNMENT_SEED,
         )
 
     def attach(self, student: Mapping[str, TapInfo], teacher: Mapping[str, TapInfo]) -> None:
@@ -206,7 +213,8 @@ class MGD(Method):
             )
         cost = statistics.cost().cpu()
         # A control is the optimum of a cost that knows nothing of the features.
-        wanted = cost if self.assignment == "solved" else control_cost(self.assignment, *cost.shape)
+        control = None if self.assignment == "solved" else self.assignment
+        wanted = control_cost(control, *cost.shape, seed=self.assignment_seed) if control else cost
         if self.reducer.one_to_one:
             groups = assign_one_to_one(wanted)
         else:

@@ -28,6 +28,7 @@ TOP_KEYS: dict[str, type] = {
 OPTIONAL = ("set", "pairs")
 ARM_KEYS: dict[str, type] = {"set": list, "iterations": int}
 KINDS = {str: "a text", int: "a whole number", list: "a list", dict: "a table"}
+SEED = "{seed}"  # an override's value that is each run's own seed
 # Set for every run by this tool.
 OWN_KEYS = ("SEED", "OUTPUT_DIR", "SOLVER.MAX_ITER", "DISTILL.EXACT_RESUME")
 
@@ -102,12 +103,14 @@ def read_experiment(path: Path) -> Experiment:
             raise ConfigError("pairs", pair, "not two of the arms", f"Give [ONE, OTHER], among {names}.")
     pairs = [(one, other) for one, other in document.get("pairs", [])]
 
-    cfg = load_config(str(config), shared, key="config", opts_key="set")
+    cfg = load_config(str(config), with_seed(shared, seeds[0]), key="config", opts_key="set")
     if len(cfg.DATASETS.TEST) != 1:
         problem = "AP is compared on one data set"
         raise ConfigError("DATASETS.TEST", list(cfg.DATASETS.TEST), problem, "Name one, under 'set'.")
     for arm in arms:
-        own = load_config(str(config), arm.overrides, key="config", opts_key=f"arms: {arm.name}")
+        own = load_config(
+            str(config), with_seed(arm.overrides, seeds[0]), key="config", opts_key=f"arms: {arm.name}"
+        )
         size = own.SOLVER.REFERENCE_WORLD_SIZE
         if size:
             problem = "changes the lengths of runs, which 'iterations' gives"
@@ -163,6 +166,11 @@ def overrides(key: str, entry: list[Any]) -> list[str]:
             problem = f"{own} is set for every run by seeds, iterations and output"
             raise ConfigError(key, entry, problem, "Leave it out.")
     return [str(value) for value in entry]
+
+
+def with_seed(overrides: Sequence[str], seed: int) -> list[str]:
+    """Overrides for the runs with one seed."""
+    return [str(seed) if value == SEED else value for value in overrides]
 
 
 def relative(path: Path) -> Path:

@@ -28,15 +28,19 @@ class Failed(Exception):
 class Process:
     """A run under way, in a session of its own, which a terminal's Ctrl-C does not reach.
 
+    `gpus`, as CUDA_VISIBLE_DEVICES has them, are its own; "" leaves it to the environment.
     All its processes hold the lock on its console file: a run that outlived this tool is not started twice.
 
     Raises:
         Failed: such a run goes on.
     """
 
-    def __init__(self, run: Run, environment: Mapping[str, str]) -> None:
+    def __init__(self, run: Run, gpus: str, environment: Mapping[str, str]) -> None:
         run.output.mkdir(parents=True, exist_ok=True)
-        self.run, self.console, self.began = run, run.output / "console.txt", time.monotonic()
+        if gpus:
+            environment = {**environment, "CUDA_VISIBLE_DEVICES": gpus}
+        self.run, self.gpus, self.console = run, gpus, run.output / "console.txt"
+        self.began = time.monotonic()
         self.peak_memory_mib = 0.0
         with self.console.open("a") as out:
             try:

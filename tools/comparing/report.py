@@ -89,6 +89,7 @@ def markdown(tables: str, facts: Mapping[str, str], records: Sequence[Record]) -
         **facts,
         "machine": "; ".join(found["machine"]),
         "versions": "; ".join(found["versions"]),
+        "commit": "; ".join(found["commit"]),
         "date": dates,
     }
     lines = [
@@ -112,6 +113,7 @@ def circumstances(records: Sequence[Record]) -> dict[str, list[str]]:
     return {
         "machine": sorted({r["machine"] for r in records}),
         "versions": sorted(set(versions)),
+        "commit": sorted({r.get("commit", "not recorded") for r in records}),
         "date": sorted({r["date"] for r in records}),
     }
 

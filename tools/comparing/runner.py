@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
 import shlex
 import signal
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +19,7 @@ from typing import Any
 import torch
 from detectron2 import __version__ as detectron2_version
 
+from comparing.experiment import ROOT
 from comparing.process import Failed, Process
 from comparing.runs import Run
 
@@ -39,7 +42,9 @@ class Runner:
         self.waiting = [run for run in runs if run.name not in records]
         self.total, self.records, self.jobs = len(runs), records, jobs
         self.running: list[Process] = []
+        self.free = shares(visible_gpus(), jobs, gpus)
         self.failed = 0
+        self.commit = code_version()
         self.environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         cores = os.cpu_count() or 1
         if jobs > 1:
@@ -67,6 +72,7 @@ class Runner:
                 for process in list(self.running):
                     if process.ended():
                         self.running.remove(process)
+                        self.free.append(process.gpus)
                         self.finish(process)
                 if time.monotonic() - reported > PROGRESS_SECONDS:
                     reported = time.monotonic()
@@ -85,9 +91,11 @@ class Runner:
         return 1 if self.failed else 0
 
     def start(self, run: Run) -> None:
+        gpus = self.free.pop(0)
         try:
-            self.running.append(Process(run, self.environment))
+            self.running.append(Process(run, gpus, self.environment))
         except Failed as reason:
+            self.free.append(gpus)
             self.fail(run, reason)
         else:
             say(f"{run}: begins; {self.progress()}")
@@ -108,6 +116,7 @@ class Runner:
                 "torch": torch.__version__,
                 "detectron2": detectron2_version,
             },
+            "commit": self.commit,
             "command": shlex.join(["python", *run.command]),
             "overrides": run.arm.overrides,
             "settings": run.settings,
@@ -143,6 +152,35 @@ class Runner:
         failed = f", {self.failed} failed" if self.failed else ""
         done = self.total - len(self.waiting) - len(self.running) - self.failed
         return f"{done} of {self.total} runs done{failed}, {remaining}"
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    count = torch.cuda.device_count()
+    return [name.strip() for name in named[:count]] if named[0] else [str(n) for n in range(count)]
+
+
+def shares(visible: Sequence[str], jobs: int, each: int) -> list[str]:
+    """CUDA_VISIBLE_DEVICES of each of the runs that go on at a time: GPUs of its own, as far as they go."""
+    wanted = itertools.cycle(visible) if visible else itertools.repeat("")
+    return [",".join(itertools.islice(wanted, each)) for _ in range(jobs)]
+
+
+def code_version() -> str:
+    """The commit of the repository, and whether its files differ from it; "unknown" outside of git."""
+    git = ("git", "-C", str(ROOT))
+    try:
+        found = [
+            subprocess.run([*git, *command], capture_output=True, text=True, check=True).stdout.strip()
+            for command in (
+                ("rev-parse", "--short=10", "HEAD"),
+                ("status", "--porcelain", "mgd_det", "tools"),
+            )
+        ]
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{found[0]} and changes" if found[1] else found[0]
 
 
 def time_left(

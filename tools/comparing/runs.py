@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode, get_cfg
 
-from comparing.experiment import Arm, Experiment
+from comparing.experiment import Arm, Experiment, with_seed
 from mgd_det.config import add_mgd_config, load_config
 from mgd_det.errors import ConfigError
 
@@ -44,7 +44,8 @@ def plan(experiment: Experiment, gpus: int) -> list[Run]:
             steps = scaled(solver.STEPS, solver.MAX_ITER, arm.iterations)
             opts = [
                 *("OUTPUT_DIR", str(output), "SEED", str(seed), "SOLVER.MAX_ITER", str(arm.iterations)),
-                *("SOLVER.STEPS", str(steps), "DISTILL.EXACT_RESUME", "True", *arm.overrides),
+                *("SOLVER.STEPS", str(steps), "DISTILL.EXACT_RESUME", "True"),
+                *with_seed(arm.overrides, seed),
             ]
             command = ["tools/train_net.py", "--config-file", str(experiment.config), "--resume"]
             command += ["--num-gpus", str(gpus)]
