@@ -48,7 +48,9 @@ def test_the_table_of_methods_holds_the_committed_figures():
         assert (int(seeds), ap) == (row["n"], f"{row['ap']:.1f}"), title
         assert gained == ("" if row["difference"] is None else interval(row)), title
     assert len(report["pairs"]) == 2
-    for pair in report["pairs"]:
+    from_trained = json.loads((ROOT / "results/matching/report.json").read_text())["pairs"][0]
+    assert from_trained["other"] == "mgd, random assignment"
+    for pair in (*report["pairs"], from_trained):
         assert interval(pair) in section, pair["arm"]
 
 
