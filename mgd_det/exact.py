@@ -175,9 +175,8 @@ class ExactResumeHook(HookBase):
         self.metrics_file = os.path.join(cfg.OUTPUT_DIR, "metrics.json")
         self._normalizers: list[dict[str, float]] = []  # of every process, at the last checkpoint
         self._scalars: dict[str, Any] = {}
-        self._metrics_size = (
-            0  # bytes of the metrics file at the last checkpoint; earlier runs wrote to it, too
-        )
+        # Lines of the metrics file at the last checkpoint. Earlier runs may have written to it, too.
+        self._metrics_lines = 0
 
     def before_train(self) -> None:
         start = self.trainer.start_iter
@@ -213,14 +212,14 @@ class ExactResumeHook(HookBase):
         """Cut off what an interrupted run wrote after its last checkpoint: it will be written again."""
         if not os.path.isfile(self.metrics_file):
             return
-        kept = min(self._metrics_size, os.path.getsize(self.metrics_file))
         with open(self.metrics_file, "rb") as f:
-            f.seek(kept)
-            for line in f:
-                if not line.endswith(b"\n") or json.loads(line)["iteration"] > iteration:
-                    break
-                kept += len(line)
-        os.truncate(self.metrics_file, kept)
+            lines = f.readlines()
+        kept = lines[: self._metrics_lines]
+        for line in lines[self._metrics_lines :]:
+            if not line.endswith(b"\n") or json.loads(line)["iteration"] > iteration:
+                break
+            kept.append(line)
+        os.truncate(self.metrics_file, sum(map(len, kept)))
 
     def state_dict(self) -> dict[str, Any]:
         storage = self.trainer.storage
@@ -233,16 +232,19 @@ class ExactResumeHook(HookBase):
             }
             for name, history in storage.histories().items()
         }
-        written = os.path.getsize(self.metrics_file) if os.path.isfile(self.metrics_file) else 0
+        lines = 0
+        if os.path.isfile(self.metrics_file):
+            with open(self.metrics_file, "rb") as f:
+                lines = sum(1 for _ in f)
         return {
             "seed": self.seed,
             "normalizers": self._normalizers,
             "scalars": scalars,
-            "metrics_size": written,
+            "metrics_lines": lines,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._scalars, self._metrics_size = state["scalars"], state.get("metrics_size", 0)
+        self._scalars, self._metrics_lines = state["scalars"], state.get("metrics_lines", 0)
         saved = state["normalizers"]
         if len(saved) != comm.get_world_size():
             logger.warning(
