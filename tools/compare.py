@@ -63,7 +63,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("experiment", type=Path, metavar="EXPERIMENT.yaml")
-    parser.add_argument("--jobs", type=int, default=1, metavar="J", help="runs at a time (default: 1)")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="J",
+        help="runs at a time, on GPUs of their own as far as they go (default: 1)",
+    )
     parser.add_argument("--only", nargs="+", metavar="ARM", help="run these arms alone")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="run these seeds alone")
     parser.add_argument("--report-only", action="store_true", help="run nothing")
