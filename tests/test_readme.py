@@ -50,7 +50,10 @@ def test_the_table_of_methods_holds_the_committed_figures():
     assert len(report["pairs"]) == 2
     from_trained = json.loads((ROOT / "results/matching/report.json").read_text())["pairs"][0]
     assert from_trained["other"] == "mgd, random assignment"
-    for pair in (*report["pairs"], from_trained):
+    longer = json.loads((ROOT / "results/longer/report.json").read_text())["arms"]
+    followed = [arm for arm in longer if arm["half_width"] is not None]
+    assert len(followed) == 2
+    for pair in (*report["pairs"], from_trained, *followed):
         assert interval(pair) in section, pair["arm"]
 
 
