@@ -94,8 +94,8 @@ def _check_ids(name: str, path: str, content: dict[str, Any]) -> None:
             problem = f"in {path} the ids of some {entry} are numbers, and those of others texts"
             raise ConfigError(REGISTER_KEY, name, problem, remedy)
     known = {
-        f"{one}_id": {x["id"] for x in content[e]}
-        for one, e in (("category", "categories"), ("image", "images"))
+        "category_id": {category["id"] for category in content["categories"]},
+        "image_id": {image["id"] for image in content["images"]},
     }
     for annotation in content["annotations"]:
         found = {key: annotation.get(key) for key in known}

@@ -261,12 +261,10 @@ class DistilledDetector(nn.Module):
         self.prepare()  # a matching is to the channels of one teacher
         state = dict(state)
         then, now = state.pop(TEACHER, None), getattr(self.teacher, "digest", None)
-        if then and now and then != now:
-            if not self.resume_fresh:
-                key, problem = "DISTILL.TEACHER.WEIGHTS", "not those of the teacher that the checkpoint is of"
-                raise ConfigError(key, self.teacher_spec.weights_path(), problem, RESUME_REMEDY)
-            logger.warning("DISTILL.RESUME_FRESH: all methods start afresh, with another teacher")
-            return
+        another = bool(then and now and then != now)
+        if another and not self.resume_fresh:
+            key, problem = "DISTILL.TEACHER.WEIGHTS", "not those of the teacher that the checkpoint is of"
+            raise ConfigError(key, self.teacher_spec.weights_path(), problem, RESUME_REMEDY)
         if not self.resume_fresh and set(state) != set(self.methods):
             raise ConfigError(
                 "DISTILL.METHODS",
@@ -279,6 +277,8 @@ class DistilledDetector(nn.Module):
             try:
                 if name not in state:
                     raise RuntimeError("the checkpoint is of a run without it")
+                if another:
+                    raise RuntimeError("the checkpoint is of a run with another teacher")
                 method.load_state_dict(state[name])
             except (ConfigError, RuntimeError) as error:
                 method.load_state_dict(fresh)  # nothing stays half loaded

@@ -92,38 +92,41 @@ def test_killed_and_resumed_equals_uninterrupted(mode, kills, demo_data, teacher
     assert {19, 39, figures["iterations"] - 1} <= {line["iteration"] for line in logged}
 
 
+def metrics_of_earlier_runs(cfg, text: str) -> Path:
+    """Written for a config of two iterations with exact resume."""
+    register_datasets(cfg)
+    cfg.DATASETS.TEST, cfg.SOLVER.MAX_ITER = (), 2
+    cfg.DISTILL.EXACT_RESUME, cfg.SEED = True, 3
+    metrics = Path(cfg.OUTPUT_DIR, "metrics.json")
+    metrics.parent.mkdir()
+    metrics.write_text(text)
+    return metrics
+
+
+def train(cfg, *, resume: bool) -> None:
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+
+
 @pytest.mark.parametrize(("resume", "expected"), [(True, [1]), (False, [19, 1])])
 def test_a_run_killed_before_its_first_checkpoint_leaves_no_metrics_behind(resume, expected, student_cfg):
     """What a start that went for nothing has written; a new run in the folder leaves files alone."""
-    register_datasets(student_cfg)
-    student_cfg.DATASETS.TEST, student_cfg.SOLVER.MAX_ITER = (), 2
-    student_cfg.DISTILL.EXACT_RESUME, student_cfg.SEED = True, 3
-    metrics = Path(student_cfg.OUTPUT_DIR, "metrics.json")
-    metrics.parent.mkdir()
-    metrics.write_text('{"iteration": 19}\n')
-    trainer = Trainer(student_cfg)
-    trainer.resume_or_load(resume=resume)
-    trainer.train()
+    metrics = metrics_of_earlier_runs(student_cfg, '{"iteration": 19}\n')
+    train(student_cfg, resume=resume)
     assert [json.loads(line)["iteration"] for line in metrics.read_text().splitlines()] == expected
 
 
 def test_of_the_runs_in_a_folder_the_latest_loses_metrics_and_the_earlier_none(student_cfg):
     """A finished run; one after it, without --resume, killed behind its checkpoint; and what resumes that."""
-    register_datasets(student_cfg)
-    student_cfg.DATASETS.TEST, student_cfg.SOLVER.MAX_ITER = (), 2
-    student_cfg.DISTILL.EXACT_RESUME, student_cfg.SEED = True, 3
-    metrics = Path(student_cfg.OUTPUT_DIR, "metrics.json")
-    metrics.parent.mkdir()
-    metrics.write_text('{"iteration": 1, "run": 1}\n{"iteration": 599, "run": 1}\n')
-    trainer = Trainer(student_cfg)
-    trainer.resume_or_load(resume=False)
-    trainer.train()
+    metrics = metrics_of_earlier_runs(
+        student_cfg, '{"iteration": 1, "run": 1}\n{"iteration": 599, "run": 1}\n'
+    )
+    train(student_cfg, resume=False)
     with metrics.open("a") as f:
         f.write('{"iteration": 3, "run": 2}\n')  # what it wrote behind its last checkpoint
     student_cfg.SOLVER.MAX_ITER = 3
-    trainer = Trainer(student_cfg)
-    trainer.resume_or_load(resume=True)
-    trainer.train()
+    train(student_cfg, resume=True)
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert [(line["iteration"], line.get("run")) for line in lines] == [(1, 1), (599, 1), (2, None)]
 

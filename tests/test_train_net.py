@@ -193,7 +193,7 @@ def test_adapters_start_fresh_where_the_config_says_so(opts, fresh, finished, tm
     (tmp_path / "run/last_checkpoint").write_text("model_0000001.pth")
     output = train_net(cfg, tmp_path, "--resume").stdout
     assert "Starting training from iteration 2" in output
-    assert ("afresh" in output) == fresh
+    assert ("mgd starts afresh" in output) == fresh
     assert ("matching mgd" in output) == fresh
     before, after = checkpoint(run, "model_0000001.pth"), checkpoint(cfg.OUTPUT_DIR)
 

@@ -24,7 +24,7 @@ import torch  # noqa: E402
 from comparing.experiment import read_experiment, relative  # noqa: E402  (found through the path above)
 from comparing.report import write_report  # noqa: E402
 from comparing.runner import INTERRUPTED, Runner, say  # noqa: E402
-from comparing.runs import check_files, check_unfinished, plan, read_record  # noqa: E402
+from comparing.runs import check_files, check_unfinished, plan, read_records  # noqa: E402
 
 from mgd_det.errors import ConfigError  # noqa: E402
 from mgd_det.launch import check_launch  # noqa: E402
@@ -101,7 +101,7 @@ def compare(path: Path, args: argparse.Namespace) -> int:
             if value not in known:
                 raise ConfigError(key, value, "not in the experiment", f"Choose among {known}.")
     runs = plan(experiment, args.num_gpus)
-    records = {run.name: record for run in runs if (record := read_record(run))}
+    records = read_records(runs)
     code = 0
     if not args.report_only:
         chosen_runs = [run for run in runs if run.arm.name in arms and run.seed in seeds]
@@ -114,7 +114,7 @@ def compare(path: Path, args: argparse.Namespace) -> int:
         code = Runner(chosen_runs, records, args.jobs, args.num_gpus).run()
         if code == INTERRUPTED or not records:
             return code
-        records = {run.name: record for run in runs if (record := read_record(run))}  # other starts', too
+        records = read_records(runs)  # other starts', too
     if not records:
         problem = "no run of this experiment is finished"
         raise ConfigError("results", str(experiment.results), problem, "Run some, without --report-only.")

@@ -121,6 +121,11 @@ def read_record(run: Run) -> dict[str, Any] | None:
     return record
 
 
+def read_records(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
+    """The records of those that are finished, by name; errors as :func:`read_record`'s."""
+    return {run.name: record for run in runs if (record := read_record(run))}
+
+
 def check_files(run: Run, record: dict[str, Any]) -> None:
     """Refuse, with a ConfigError, to add to what was made with another teacher, other weights or data."""
     differing = [path for path, then in record["files"].items() if run.files.get(path, then) != then]
