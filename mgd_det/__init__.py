@@ -1,24 +1,18 @@
 """Matching Guided Distillation (MGD; Yue, Deng, Zhou; ECCV 2020) for Detectron2, and its neighbours.
 
-The modules of maths (`matching`, `reducers`, `margins`, `losses`, `norms`, `statistics`) import no
-Detectron2, and neither does this package before one of the names below is used.
+Importing this package loads the functions of :mod:`mgd_det.maths` that others call, which need torch alone.
+Detectron2 is imported when one of the other names below is first used.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
 
-__version__ = "0.1.0"
+from .maths import losses, margins, matching, reducers
 
-_HOMES = {
-    "DistilledDetector": "detector",
-    "RematchHook": "rematch",
-    "Trainer": "trainer",
-    "add_mgd_config": "config",
-    "register_datasets": "datasets",
-}
-_MODULES = ("losses", "margins", "matching", "reducers")
+__version__ = "0.1.0"
 
 __all__ = [
     "DistilledDetector",
@@ -32,12 +26,22 @@ __all__ = [
     "register_datasets",
 ]
 
+# Public under short names as well: `from mgd_det.matching import assign_groups` works.
+for _module in (losses, margins, matching, reducers):
+    sys.modules[_module.__name__.replace(".maths.", ".")] = _module
+
+_HOMES = {
+    "DistilledDetector": "modeling.detector",
+    "RematchHook": "engine.rematch",
+    "Trainer": "engine.trainer",
+    "add_mgd_config": "config.keys",
+    "register_datasets": "data.datasets",
+}
+
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
-    if name in _HOMES:
-        # Any of these makes the meta-architecture known to Detectron2's registry.
-        importlib.import_module(f"{__name__}.detector")
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # Any of these makes the meta-architecture known to Detectron2's registry.
+    importlib.import_module(f"{__name__}.modeling.detector")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

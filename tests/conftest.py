@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 # Before torch starts its threads: tests run side by side, and threads that spin starve the others.
@@ -15,21 +12,11 @@ os.environ.pop("DETECTRON2_DATASETS", None)  # COCO is not there, wherever the s
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
+from helpers.commands import load_tool
+from helpers.configs import small_config
 
-from mgd_det.config import load_config
+from mgd_det.engine.trainer import Trainer
 from mgd_det.rng import isolated_rng
-from mgd_det.trainer import Trainer
-
-ROOT = Path(__file__).resolve().parent.parent
-CLASSES = 6
-
-
-def load_tool(name: str):
-    """Import a script of tools/ as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")
@@ -39,32 +26,6 @@ def demo_data(tmp_path_factory) -> Path:
     counts = ["--train", "16", "--val", "6", "--test", "6"]
     load_tool("make_demo_data").main(["--out", str(out), "--size", "96", "96", *counts])
     return out
-
-
-def small_config(data: Path, output: Path, *opts):
-    """A RetinaNet R-18 student on the demonstration set: narrow, trained from scratch on 64 px."""
-    cfg = load_config(str(ROOT / "configs/demo/student.yaml"), device="cpu")
-    register = [
-        [f"{split}_{abs(hash(data))}", f"{data}/annotations/{split}.json", f"{data}/{split}"]
-        for split in ("train", "val")
-    ]
-    cfg.DATASETS.REGISTER = register
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (register[0][0],), (register[1][0],)
-    cfg.merge_from_list(SMALL)
-    cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.CHECKPOINT_PERIOD = 4, (), 2
-    cfg.OUTPUT_DIR = str(output)
-    cfg.merge_from_list(list(opts))
-    return cfg
-
-
-SMALL = [
-    *("MODEL.FPN.OUT_CHANNELS", 16, "MODEL.RETINANET.NUM_CONVS", 1),
-    *("INPUT.MIN_SIZE_TRAIN", (64,), "INPUT.MIN_SIZE_TEST", 64),
-    *("SOLVER.IMS_PER_BATCH", 2, "SOLVER.WARMUP_ITERS", 0),
-    *("DATALOADER.NUM_WORKERS", 0, "DATALOADER.ASPECT_RATIO_GROUPING", False),
-    *("DISTILL.MGD.UPDATE.NUM_IMAGES", 4, "DISTILL.MGD.UPDATE.PERIOD", 3),
-    *("TEST.DETECTIONS_PER_IMAGE", 5),
-]
 
 
 @pytest.fixture
@@ -131,19 +92,3 @@ def labelled(images) -> list[dict]:
         x["instances"].gt_boxes = Boxes(torch.tensor([[8.0, 8.0, 40.0, 40.0]]))
         x["instances"].gt_classes = torch.tensor([1])
     return images
-
-
-def run_tool(*command, cwd=None, check=True, env=()) -> subprocess.CompletedProcess:
-    """Run a Python command of the repository in a process of its own."""
-    result = subprocess.run(
-        [sys.executable, *map(str, command)],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE", **dict(env)},
-        capture_output=True,
-        text=True,
-    )
-    if check and result.returncode:
-        raise AssertionError(
-            f"exit code {result.returncode}\n{result.stdout[-2000:]}\n{result.stderr[-3000:]}"
-        )
-    return result

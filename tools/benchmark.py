@@ -34,10 +34,9 @@ from benchmarking.steps import Bench, method_steps, tap_growth  # noqa: E402
 from benchmarking.teacher import teacher_ways  # noqa: E402
 from circumstances import circumstances  # noqa: E402
 
-from mgd_det.config import load_config  # noqa: E402
-from mgd_det.datasets import check_datasets, register_datasets  # noqa: E402
+from mgd_det.config import DTYPES, load_config  # noqa: E402
+from mgd_det.data.datasets import check_datasets, register_datasets  # noqa: E402
 from mgd_det.errors import ConfigError  # noqa: E402
-from mgd_det.mixed_precision import DTYPES  # noqa: E402
 
 PARTS = ("loss", "solve", "steps", "memory")
 # Only where they are asked for: for "data" the training set must be there, the others take long.

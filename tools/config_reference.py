@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write docs/configuration.md: every key that this project adds, from the comments in mgd_det/config.py."""
+"""Write docs/configuration.md: every key this project adds, from the comments in mgd_det/config/keys.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCE, DOCUMENT = ROOT / "mgd_det/config.py", ROOT / "docs/configuration.md"
+SOURCE, DOCUMENT = ROOT / "mgd_det/config/keys.py", ROOT / "docs/configuration.md"
 
 HEAD = """# Configuration
 
@@ -21,7 +21,7 @@ The keys that Matching Guided Distillation (MGD) and its neighbours add to a Det
 defaults. Every other `MODEL.*`, `INPUT.*` and `SOLVER.*` key describes the student, as in stock Detectron2.
 Any of them can be set in a config file, or behind a command as `KEY VALUE`.
 
-This page is made by `tools/config_reference.py` from the comments in `mgd_det/config.py`.
+This page is made by `tools/config_reference.py` from the comments in `mgd_det/config/keys.py`.
 """
 
 ASSIGNMENT = re.compile(r"    cfg\.([A-Z0-9_.]+) = (.+)")

@@ -38,8 +38,8 @@ warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", ca
 from detectron2 import __version__ as detectron2_version  # noqa: E402
 from matrix_pairs import ALL, PAIRS, network_config  # noqa: E402
 
+from mgd_det.engine.trainer import Trainer  # noqa: E402
 from mgd_det.rng import isolated_rng  # noqa: E402
-from mgd_det.trainer import Trainer  # noqa: E402
 
 IMAGES = ("--train", 8, "--val", 6, "--test", 6)
 STEPS, MORE_STEPS = 5, 3  # before and after resuming

@@ -11,7 +11,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 # fvcore's, at every import; nothing that a user could act on.
 warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
 
-from mgd_det.run import argument_parser, main  # noqa: E402  (found through the path above)
+from mgd_det.run.main import argument_parser, main  # noqa: E402  (found through the path above)
 
 EXAMPLES = """
 examples:

@@ -26,10 +26,10 @@ from torch.nn.functional import cross_entropy, max_pool2d
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout that is not installed
 
-from mgd_det.losses import pooled_partial_l2
-from mgd_det.margins import batch_norm_margin
-from mgd_det.matching import assign_groups, channel_cost, control_cost
-from mgd_det.reducers import mean_margin
+from mgd_det.maths.losses import pooled_partial_l2
+from mgd_det.maths.margins import batch_norm_margin
+from mgd_det.maths.matching import assign_groups, channel_cost, control_cost
+from mgd_det.maths.reducers import mean_margin
 
 TEACHER_WIDTH, STUDENT_WIDTH = 32, 8
 TRAINING, FEW, BATCH, STEPS = 1200, 50, 32, 300

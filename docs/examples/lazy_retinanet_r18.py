@@ -8,9 +8,9 @@ from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 
 from mgd_det import DistilledDetector, RematchHook
+from mgd_det.engine.schedules import UpdateSchedule, WeightSchedule
 from mgd_det.methods.mgd import MGD
-from mgd_det.schedules import UpdateSchedule, WeightSchedule
-from mgd_det.teacher import TeacherSpec
+from mgd_det.modeling.teacher import TeacherSpec
 
 _base = model_zoo.get_config("COCO-Detection/retinanet_R_50_FPN_1x.py")
 dataloader, lr_multiplier = _base.dataloader, _base.lr_multiplier

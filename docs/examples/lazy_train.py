@@ -33,7 +33,7 @@ from omegaconf import OmegaConf
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../.."))  # a checkout that is not installed
 
-from mgd_det.checkpoint import ReportingCheckpointer
+from mgd_det.checkpoint.checkpointer import ReportingCheckpointer
 
 
 def matching_images(cfg: Any) -> Callable[[int], Iterable[Any]]:

@@ -21,10 +21,10 @@ from detectron2.utils.events import EventStorage
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../.."))  # a checkout that is not installed
 
 from mgd_det import register_datasets
-from mgd_det.checkpoint import ReportingCheckpointer
+from mgd_det.checkpoint.checkpointer import ReportingCheckpointer
 from mgd_det.config import load_config, student_config
-from mgd_det.optimizer import build_optimizer
-from mgd_det.rematch import MatchingImages
+from mgd_det.data.matching_images import MatchingImages
+from mgd_det.engine.optimizer import build_optimizer
 
 
 def main() -> None:

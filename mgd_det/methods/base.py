@@ -15,7 +15,7 @@ from typing import Any, Callable, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
-from ..errors import RESUME_REMEDY, ConfigError
+from mgd_det.errors import RESUME_REMEDY, ConfigError
 
 HEAD = "head"  # the tap of the features before the classifier, wherever the detector has it
 PREDICTIONS = "predictions"  # the tap of what the detector's head predicts

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError
+from mgd_det.errors import ConfigError
+
 from .base import Features, Inspect, LossInfo, Method, TapFeatures, TapInfo, register_method
 from .settings import choice, module_key, named_taps, number, tap_weights
 

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
-from ..soft_targets import (
+from mgd_det.errors import ConfigError
+from mgd_det.maths.soft_targets import (
     sigmoid_soft_loss,
     softmax_soft_loss,
     sureness,
     weighted_box_loss,
     weighted_sigmoid_loss,
 )
+
 from .base import (
     PREDICTIONS,
     Features,

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..errors import ConfigError
-from ..hashing import hashing_loss, mimicking_loss, neighbourhoods, projection
+from mgd_det.errors import ConfigError
+from mgd_det.maths.hashing import hashing_loss, mimicking_loss, neighbourhoods, projection
+
 from .base import HEAD, Features, Inspect, LossInfo, Method, TapFeatures, TapInfo, register_method
 from .settings import choice, module_key, named_taps, number, tap_weights
 

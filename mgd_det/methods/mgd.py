@@ -14,13 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import RESUME_REMEDY, ConfigError
-from ..losses import partial_l2, pooled_partial_l2
-from ..margins import batch_norm_margin
-from ..matching import assign_groups, assign_one_to_one, assignment_cost, changed_share, control_cost
-from ..norms import STUDENT_NORMS
-from ..reducers import ALIASES, REDUCERS, absolute_max, find_reducer
-from ..statistics import MatchingStatistics
+from mgd_det.errors import RESUME_REMEDY, ConfigError
+from mgd_det.maths.losses import partial_l2, pooled_partial_l2
+from mgd_det.maths.margins import batch_norm_margin
+from mgd_det.maths.matching import (
+    assign_groups,
+    assign_one_to_one,
+    assignment_cost,
+    changed_share,
+    control_cost,
+)
+from mgd_det.maths.matching_statistics import MatchingStatistics
+from mgd_det.maths.norms import STUDENT_NORMS
+from mgd_det.maths.reducers import ALIASES, REDUCERS, absolute_max, find_reducer
+
 from .base import Features, Inspect, LossInfo, MatchReport, Method, TapInfo, register_method
 from .settings import choice, module_key, named_taps, tap_weights, unknown
 

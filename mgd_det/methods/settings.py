@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..errors import ConfigError
+from mgd_det.errors import ConfigError
+
 from .base import HEAD_TAPS
 
 

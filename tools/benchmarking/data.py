@@ -12,8 +12,8 @@ from detectron2.config import CfgNode
 from PIL import Image
 
 from benchmarking.steps import OBJECTS
-from mgd_det.datasets import register_datasets
-from mgd_det.trainer import Trainer
+from mgd_det.data.datasets import register_datasets
+from mgd_det.engine.trainer import Trainer
 
 PHOTOS, COPIES = "benchmark_photos", 64
 

@@ -11,11 +11,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from benchmarking.timing import Job, in_turn
-from mgd_det import kernels
-from mgd_det.kernels import eager
-from mgd_det.losses import partial_l2, pooled_partial_l2
-from mgd_det.matching import assign_groups
-from mgd_det.reducers import absolute_max
+from mgd_det.maths import kernels
+from mgd_det.maths.kernels import eager
+from mgd_det.maths.losses import partial_l2, pooled_partial_l2
+from mgd_det.maths.matching import assign_groups
+from mgd_det.maths.reducers import absolute_max
 
 MATRICES = ((64, 256), (128, 512), (256, 1024), (512, 2048), (1024, 4096))
 

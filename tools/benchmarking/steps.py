@@ -16,10 +16,10 @@ from detectron2.utils.events import EventStorage
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarking.timing import Job, in_turn
-from mgd_det.optimizer import build_optimizer
-from mgd_det.rematch import RematchHook
-from mgd_det.taps import sides
-from mgd_det.teacher import TeacherSpec
+from mgd_det.engine.optimizer import build_optimizer
+from mgd_det.engine.rematch import RematchHook
+from mgd_det.modeling.taps import sides
+from mgd_det.modeling.teacher import TeacherSpec
 
 OBJECTS = 7  # in an image; COCO's mean
 

@@ -11,8 +11,8 @@ from detectron2.config import CfgNode
 
 from benchmarking.steps import random_batch
 from benchmarking.timing import in_turn
-from mgd_det.taps import sides
-from mgd_det.teacher import TeacherSpec
+from mgd_det.modeling.taps import sides
+from mgd_det.modeling.teacher import TeacherSpec
 
 AS_IS = "as the training"
 WAYS: dict[str, dict[str, Any]] = {

@@ -51,8 +51,8 @@ def ranks_worker(config: str, out: str) -> None:
     from torch.nn.parallel import DistributedDataParallel
 
     from mgd_det.config import load_config
-    from mgd_det.detector import DistilledDetector
-    from mgd_det.rematch import sum_over_ranks
+    from mgd_det.distributed import sum_over_ranks
+    from mgd_det.modeling.detector import DistilledDetector
 
     dist.init_process_group("gloo")
     rank, world_size = dist.get_rank(), dist.get_world_size()

@@ -14,12 +14,11 @@ from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from torch import Tensor, nn
 
-from mgd_det.config import load_config
-from mgd_det.datasets import check_datasets, register_datasets
+from mgd_det.config import load_config, uses_teacher
+from mgd_det.data.datasets import check_datasets, register_datasets
 from mgd_det.errors import ConfigError
-from mgd_det.evaluation import load_student
-from mgd_det.teacher import TeacherSpec
-from mgd_det.trainer import is_distiller
+from mgd_det.modeling.teacher import TeacherSpec
+from mgd_det.run.evaluation import load_student
 
 
 class Network(NamedTuple):
@@ -75,7 +74,7 @@ def teacher_of(cfg: CfgNode) -> Network | None:
     Raises:
         ConfigError: it is not where it was.
     """
-    if not is_distiller(cfg):
+    if not uses_teacher(cfg):
         return None
     teacher = TeacherSpec.from_config(cfg).load(torch.device("cpu"))
     return Network("teacher", _frozen(teacher.model), teacher.input_format)

@@ -9,11 +9,11 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
+from mgd_det.maths.reducers import REDUCERS
 from mgd_det.methods import TapFeatures
-from mgd_det.pairing import pair_maps
-from mgd_det.reducers import REDUCERS
-from mgd_det.taps import capture, evaluating, inspect_taps, sides
-from mgd_det.teacher import Teacher
+from mgd_det.modeling.pairing import pair_maps
+from mgd_det.modeling.taps import capture, evaluating, inspect_taps, sides
+from mgd_det.modeling.teacher import Teacher
 from visualizing.matching import MatchingState, TapMatching
 from visualizing.models import Sample, network_input
 

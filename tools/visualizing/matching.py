@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mgd_det.engine.rematch import RematchHook
 from mgd_det.errors import ConfigError
+from mgd_det.maths.matching_statistics import MatchingStatistics
+from mgd_det.maths.norms import STUDENT_NORMS
 from mgd_det.methods.settings import module_key
-from mgd_det.norms import STUDENT_NORMS
-from mgd_det.rematch import RematchHook
-from mgd_det.statistics import MatchingStatistics
 from visualizing.picture import Missing
 from visualizing.runs import Run
 

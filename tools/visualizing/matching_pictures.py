@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from mgd_det.matching import assignment_cost, matched_pairs
+from mgd_det.maths.matching import assignment_cost, matched_pairs
 from visualizing.matching import (
     TapMatching,
     group_sizes,

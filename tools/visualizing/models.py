@@ -11,10 +11,10 @@ from detectron2.data import DatasetMapper, MetadataCatalog, get_detection_datase
 from detectron2.structures import BoxMode
 from torch import nn
 
-from mgd_det.datasets import check_datasets, register_datasets
-from mgd_det.evaluation import load_student, teacher_test_config
-from mgd_det.taps import evaluating
-from mgd_det.teacher import Teacher, TeacherSpec
+from mgd_det.data.datasets import check_datasets, register_datasets
+from mgd_det.modeling.taps import evaluating
+from mgd_det.modeling.teacher import Teacher, TeacherSpec
+from mgd_det.run.evaluation import load_student, teacher_test_config
 from visualizing.picture import Missing
 from visualizing.runs import Run
 

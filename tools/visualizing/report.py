@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from torch import nn
 
 from mgd_det.errors import ConfigError
-from mgd_det.teacher import Teacher
+from mgd_det.modeling.teacher import Teacher
 from visualizing import texts
 from visualizing.curves import draw_all, last_values
 from visualizing.detections import LEAST_SCORE, draw_detections

@@ -1,0 +1,255 @@
+"""Checkpoints: written whole or not at all, loaded with clear errors and a report of what matched."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import re
+from collections import Counter
+from typing import IO, Any, Callable, NamedTuple
+
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from torch import nn
+
+from mgd_det.errors import ConfigError
+
+from .torchvision_weights import as_checkpoint, is_torchvision_resnet
+
+logger = logging.getLogger("detectron2." + __name__)
+
+# What a .pkl of the model zoo is made of; anything else in a pickle could run code.
+_PLAIN_GLOBALS = {
+    ("collections", "OrderedDict"),
+    ("_codecs", "encode"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    *(
+        (f"numpy.{core}.multiarray", name)
+        for core in ("core", "_core")
+        for name in ("_reconstruct", "scalar")
+    ),
+}
+
+
+class _Refused(Exception):
+    """The file asks for more than tensors and plain values."""
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _PLAIN_GLOBALS:
+            raise _Refused(f"{module}.{name}")
+        return super().find_class(module, name)
+
+
+MOST_SHAPES = 4  # that a report lists
+
+
+class LoadReport(NamedTuple):
+    """What of a model came from a file."""
+
+    path: str
+    loaded: int  # tensors of the model
+    missing: list[str]  # names in the model that kept their initial values
+    unused: list[str]  # names in the file that the model has no place for
+    mismatched: list[str]  # "name shape in the file vs shape in the model"
+
+    def __str__(self) -> str:
+        total = self.loaded + len(self.missing)
+        parts = [f"{self.loaded} of {total} tensors loaded from {self.path}"]
+        if self.missing:
+            parts.append(f"keep their initial values: {_by_prefix(self.missing)}")
+        if self.mismatched:
+            more = len(self.mismatched) - MOST_SHAPES
+            shown = [*self.mismatched[:MOST_SHAPES], *([f"{more} more"] if more > 0 else [])]
+            parts.append(f"of another shape in the file: {', '.join(shown)}")
+        if self.unused:
+            parts.append(f"in the file, but not in the model: {_by_prefix(self.unused)}")
+        return "; ".join(parts)
+
+
+def _by_prefix(names: list[str]) -> str:
+    groups = Counter(".".join(name.split(".")[:2]) for name in names)
+    return ", ".join(f"{prefix}.* ({count})" for prefix, count in groups.items())
+
+
+class ReportingCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer with clear errors, torchvision's own files, and a load report.
+
+    Args:
+        model, save_dir, checkpointables: as in Detectron2.
+        key: the config key that weights come from, for messages.
+        role: what the model is called in the log.
+        trusted: load files that hold arbitrary Python objects.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        key: str = "MODEL.WEIGHTS",
+        role: str = "student",
+        trusted: bool = False,
+        **checkpointables: Any,
+    ) -> None:
+        super().__init__(model, save_dir, **checkpointables)
+        self.key, self.role, self.trusted = key, role, trusted
+        self.report: LoadReport | None = None
+        self._path = ""
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As in Detectron2; `report` then says what matched.
+
+        Raises:
+            ConfigError: the file is missing, cannot be had, or is no weight file.
+        """
+        self._path = path
+        remedy = (
+            f"Give {self.key} the path of a weight file, a URL, or torchvision://<name>; without a network, "
+            "fetch the file elsewhere and give its path."
+        )
+        try:
+            return super().load(path, *args, **kwargs)
+        except ConfigError:
+            raise
+        except (FileNotFoundError, IsADirectoryError, AssertionError) as error:
+            raise ConfigError(self.key, path, f"no such weight file ({error})", remedy) from error
+        except OSError as error:
+            raise ConfigError(self.key, path, f"cannot be read ({error})", remedy) from error
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        try:
+            if not self.trusted:
+                _check_plain(filename)
+                checkpoint = super()._load_file(filename)
+            elif filename.endswith(".pkl"):
+                checkpoint = super()._load_file(filename)
+            else:
+                checkpoint = torch.load(filename, map_location="cpu", weights_only=False)
+                checkpoint = checkpoint if "model" in checkpoint else {"model": checkpoint}
+            state = checkpoint["model"]
+            if not hasattr(state, "items"):
+                raise TypeError(f"its entry 'model' is a {type(state).__name__}, not a table of tensors")
+            for name, value in state.items():
+                if not isinstance(name, str) or not isinstance(value, (torch.Tensor, np.ndarray)):
+                    raise TypeError(
+                        f"its weights should be tensors by name, and {name!r} is a {type(value).__name__}"
+                    )
+        except _Refused as error:
+            raise ConfigError(
+                self.key,
+                self._path,
+                f"holds Python objects beyond tensors and plain values ({error}), and loading those can "
+                "run any code",
+                "If you trust where it comes from, set DISTILL.UNSAFE_LOADING True.",
+            ) from error
+        except (
+            *(EOFError, RuntimeError, TypeError, ValueError, KeyError, AttributeError),
+            pickle.UnpicklingError,
+        ) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = reason.split(". ")[0]  # without torch's advice, which is not ours
+            raise ConfigError(
+                self.key,
+                self._path,
+                f"is not a whole weight file ({reason})",
+                "It may be truncated or something else under that name: fetch or write it again.",
+            ) from error
+        return as_checkpoint(state) if is_torchvision_resnet(state) else checkpoint
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """As in Detectron2, except that a kill at any moment leaves the files of before or of after."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        states = {key: item.state_dict() for key, item in self.checkpointables.items()}
+        data = {"model": self.model.state_dict(), **states, **kwargs}
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        logger.info("saving checkpoint to %s", path)
+        self._write_whole(path, lambda f: torch.save(data, f))
+        self.tag_last_checkpoint(f"{name}.pth")
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        path = os.path.join(self.save_dir, "last_checkpoint")
+        self._write_whole(path, lambda f: f.write(last_filename_basename.encode()))
+
+    def _write_whole(self, path: str, write: Callable[[IO[bytes]], Any]) -> None:
+        if "://" in path:  # object stores make a file visible when it is closed
+            with self.path_manager.open(path, "wb") as f:
+                write(f)
+            return
+        aside = f"{path}.partial"
+        with open(aside, "wb") as f:
+            write(f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(aside, path)
+
+    def _load_model(self, checkpoint: Any) -> Any:
+        incompatible = super()._load_model(checkpoint)
+        mismatched = [f"{k} {tuple(a)} vs {tuple(b)}" for k, a, b in incompatible.incorrect_shapes]
+        missing = list(dict.fromkeys(filter(_counts, incompatible.missing_keys)))
+        loaded = sum(map(_counts, self.model.state_dict())) - len(missing)
+        unused = list(incompatible.unexpected_keys)
+        self.report = LoadReport(self._path, loaded, missing, unused, mismatched)
+        if not loaded:
+            raise ConfigError(
+                self.key,
+                self._path,
+                f"nothing in it fits the {self.role}: {self.report}",
+                "Give weights of this architecture.",
+            )
+        logger.log(logging.WARNING if missing else logging.INFO, "%s: %s", self.role, self.report)
+        return incompatible
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        """The report says it all."""
+
+
+def trainer_state(cfg: CfgNode, *, resume: bool) -> dict[str, Any]:
+    """The trainer's part of the last checkpoint of a run that is to be resumed; {} where there is none."""
+    folder = cfg.OUTPUT_DIR
+    if not resume or not os.path.isfile(os.path.join(folder, "last_checkpoint")):
+        return {}
+    with open(os.path.join(folder, "last_checkpoint")) as f:
+        path = os.path.join(folder, f.read().strip())
+    if not os.path.isfile(path):
+        raise ConfigError(
+            "OUTPUT_DIR",
+            folder,
+            f"its file last_checkpoint names {os.path.basename(path)!r}, which is not there",
+            "Write the name of a checkpoint that is into it, or start anew without --resume.",
+        )
+    try:
+        plain = not cfg.DISTILL.UNSAFE_LOADING
+        return torch.load(path, map_location="cpu", weights_only=plain).get("trainer", {})
+    except (RuntimeError, EOFError, pickle.UnpicklingError, AttributeError) as error:
+        remedy = (
+            "Name an earlier checkpoint in OUTPUT_DIR/last_checkpoint; or, if it holds Python objects of a "
+            "hook of yours, set DISTILL.UNSAFE_LOADING True."
+        )
+        raise ConfigError("--resume", path, f"cannot be read ({type(error).__name__})", remedy) from error
+
+
+def _counts(name: str) -> bool:
+    """Whether a tensor matters to a load report; torch fills these counters in by itself."""
+    return not name.endswith("num_batches_tracked")
+
+
+def _check_plain(filename: str) -> None:
+    """Raise :class:`_Refused` if loading the file would build anything but tensors and plain values."""
+    if filename.endswith(".pkl"):
+        with open(filename, "rb") as f:
+            _PlainUnpickler(f, encoding="latin1").load()
+        return
+    try:
+        torch.load(filename, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        foreign = re.search(r"GLOBAL (\S+)", str(error))
+        if foreign:
+            raise _Refused(foreign[1]) from error
+        raise

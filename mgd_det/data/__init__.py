@@ -1,0 +1,1 @@
+"""Data sets, their checks, and the images that matchings are solved from."""

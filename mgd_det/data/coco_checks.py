@@ -1,0 +1,247 @@
+"""Reading a data set in COCO format before a run, for what would stop training or evaluation late."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.utils.file_io import PathManager
+from PIL import Image
+
+from mgd_det.errors import ConfigError
+
+logger = logging.getLogger("detectron2." + __name__)
+
+REGISTER_KEY = "DATASETS.REGISTER"
+MOST_IMAGES = 200  # of a set, whose files are looked at before a run
+ID = (int, str)
+_ORIENTATION = 0x0112  # the EXIF tag
+
+
+def check_coco(cfg: CfgNode, key: str, name: str, metadata: Any) -> list[str]:
+    """Check an annotation file, and the headers, no pixels, of up to `MOST_IMAGES` images at equal distances.
+
+    Args:
+        cfg: of the run.
+        key: for what the set is used, "DATASETS.TRAIN" or "DATASETS.TEST".
+        name: of the set.
+        metadata: its `json_file` and `image_root`.
+
+    Returns:
+        Its classes in the order in which Detectron2 numbers them, that of their ids.
+
+    Raises:
+        ConfigError: it is not COCO format, has no images, or some of another size than it says, no boxes or
+            masks to train on, or annotations that COCO evaluation cannot use.
+    """
+    path = metadata.json_file
+    content = _read_coco(name, path)
+    if not content["images"]:
+        raise ConfigError(key, name, f"{path} lists no images", "Give a set that has some.")
+    _check_ids(name, path, content)
+    _check_annotations(key, name, path, content)
+    if key == "DATASETS.TRAIN":
+        _check_boxes(name, path, content)
+        _check_masks(cfg, name, path, content)
+    _check_images(name, metadata, content["images"])
+    _warn_of_corners(path, content)
+    return [c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])]
+
+
+def _read_coco(name: str, path: str) -> dict[str, Any]:
+    remedy = "Give a file with the COCO entries images, annotations and categories."
+    try:
+        with PathManager.open(path) as f:
+            content = json.load(f)
+    except (ValueError, IsADirectoryError) as error:
+        raise ConfigError(REGISTER_KEY, name, f"{path} is not JSON ({error})", remedy) from error
+    entries = ("images", "annotations", "categories")
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(e), list) and all(isinstance(x, dict) for x in content[e]) for e in entries
+    ):
+        raise ConfigError(REGISTER_KEY, name, f"{path} is not in COCO format", remedy)
+    return content
+
+
+def _check_ids(name: str, path: str, content: dict[str, Any]) -> None:
+    """That categories and images are described, and every annotation is of one of each."""
+    remedy = "Correct the file: Detectron2 would stop on it."
+    entries: tuple[tuple[str, str, dict[str, Any]], ...] = (
+        ("categories", "a category", {"id": ID, "name": str}),
+        ("images", "an image", {"id": ID, "file_name": str, "height": (int, float), "width": (int, float)}),
+    )
+    for entry, one, needed in entries:
+        for described in content[entry]:
+            if not all(key in described for key in needed):
+                *first, last = needed
+                problem = f"in {path} {one} lacks {', '.join(first)} or {last}: {described}"
+                raise ConfigError(REGISTER_KEY, name, problem, remedy)
+            wrong = [key for key, kind in needed.items() if not isinstance(described[key], kind)]
+            if wrong:
+                problem = f"in {path} {one} has the {wrong[0]} {described[wrong[0]]!r}"
+                raise ConfigError(REGISTER_KEY, name, problem, remedy)
+        twice = [number for number, count in Counter(x["id"] for x in content[entry]).items() if count > 1]
+        if twice:
+            problem = f"in {path} several {entry} have the id {twice[0]}, of which Detectron2 would read one"
+            raise ConfigError(REGISTER_KEY, name, problem, f"Give every one of the {entry} an id of its own.")
+        if len({isinstance(x["id"], str) for x in content[entry]}) > 1:
+            problem = f"in {path} the ids of some {entry} are numbers, and those of others texts"
+            raise ConfigError(REGISTER_KEY, name, problem, remedy)
+    known = {
+        "category_id": {category["id"] for category in content["categories"]},
+        "image_id": {image["id"] for image in content["images"]},
+    }
+    for annotation in content["annotations"]:
+        found = {key: annotation.get(key) for key in known}
+        if any(
+            not isinstance(value, (*ID, float)) or value not in known[key] for key, value in found.items()
+        ):
+            problem = f"in {path} the annotation {annotation.get('id')} is of an unknown image or category"
+            raise ConfigError(REGISTER_KEY, name, problem, remedy)
+
+
+def _check_annotations(key: str, name: str, path: str, content: dict[str, Any]) -> None:
+    """That annotations have what the data loader and, of a test set, COCO evaluation take for granted."""
+    needed = ("id", "bbox", "area", "iscrowd") if key == "DATASETS.TEST" else ("id", "bbox")
+    seen = set()
+    for annotation in content["annotations"]:
+        problem = ""
+        box, lacking = annotation.get("bbox"), [entry for entry in needed if entry not in annotation]
+        if lacking:
+            problem = f"lacks {' and '.join(lacking)}"
+        elif not _is_box(box):
+            problem = f"has the bbox {box}"
+        elif annotation["id"] == 0 and key == "DATASETS.TEST":
+            problem = "has an id that COCO evaluation takes for none: its object would never be found"
+        elif annotation.get("ignore"):
+            problem = "is marked 'ignore', which Detectron2 does not know"
+        elif annotation["id"] in seen:
+            problem = "has the id of another one"
+        if problem:
+            raise ConfigError(
+                REGISTER_KEY,
+                name,
+                f"in {path} the annotation {annotation.get('id')} {problem}",
+                "Give every annotation an id of its own and a bbox [x, y, width, height] and, for COCO "
+                "evaluation, its area in pixels and iscrowd, 1 for crowds and 0 for all others.",
+            )
+        seen.add(annotation["id"])
+
+
+def _is_box(box: Any) -> bool:
+    numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(x, (int, float)) for x in box)
+    return numbers and all(map(math.isfinite, box)) and box[2] >= 0 and box[3] >= 0
+
+
+def _check_images(name: str, metadata: Any, images: Sequence[dict[str, Any]]) -> None:
+    """That image files are there, can be read, and are as large as described, at up to MOST_IMAGES."""
+    for image in images[:: max(math.ceil(len(images) / MOST_IMAGES), 1)]:
+        path = os.path.join(metadata.image_root, image["file_name"])
+        described = (image["width"], image["height"])
+        remedy = f"Correct {metadata.json_file}, or the folder of its images."
+        try:
+            with PathManager.open(path, "rb") as f, Image.open(f) as opened:
+                size, stored, mode = _upright_size(opened), opened.size, opened.mode
+        except FileNotFoundError as error:
+            raise ConfigError(REGISTER_KEY, name, f"its image {path} does not exist", remedy) from error
+        except (OSError, Image.DecompressionBombError) as error:
+            problem = f"its image {path} cannot be opened ({type(error).__name__})"
+            remedy = "Replace it, or take it out of the set."
+            raise ConfigError(REGISTER_KEY, name, problem, remedy) from error
+        if size != described:
+            turned = size != stored
+            problem = (
+                f"its image {path} is {size[0]} x {size[1]} pixels"
+                f"{' once its EXIF orientation is applied' if turned else ''}, and {metadata.json_file} says "
+                f"{described[0]} x {described[1]}"
+            )
+            remedy = "Correct width and height there."
+            if turned:
+                remedy = (
+                    "Correct width and height there; or, if its boxes are those of the picture as it is "
+                    "stored, take the orientation out of the image file."
+                )
+            raise ConfigError(REGISTER_KEY, name, problem, remedy)
+        if mode in ("I", "F") or mode.startswith("I;16"):
+            problem = f"its image {path} has more than 8 bits ({mode}), and anything above 255 becomes white"
+            raise ConfigError(REGISTER_KEY, name, problem, "Convert such images to 8 bits.")
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) once the picture is turned as Detectron2 turns it, from the header alone."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return image.size  # Pillow would decode all of it to look for EXIF data behind the pixels
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except Exception:  # whatever broken EXIF data leads to: Detectron2, too, takes it for none
+        orientation = None
+    return image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
+
+
+def _check_boxes(name: str, path: str, content: dict[str, Any]) -> None:
+    boxes = [a for a in content["annotations"] if "bbox" in a and not a.get("iscrowd", 0)]
+    if not boxes:
+        raise ConfigError(
+            "DATASETS.TRAIN",
+            name,
+            f"{path} holds no boxes to train on",
+            "Give a file whose annotations have a bbox and are not all crowds.",
+        )
+    if not any(map(_is_read, boxes)):
+        raise ConfigError(
+            "DATASETS.TRAIN",
+            name,
+            f"in {path} no segmentation is a valid polygon, and Detectron2 leaves out such annotations, "
+            "boxes and all",
+            "Give polygons of at least 3 points, or take the entry 'segmentation' out.",
+        )
+
+
+def _is_read(annotation: dict[str, Any]) -> bool:
+    """Whether Detectron2 keeps it: a list of polygons must hold one of at least 3 points."""
+    polygons = annotation.get("segmentation")
+    if not polygons or isinstance(polygons, dict):
+        return True
+    return any(isinstance(p, list) and len(p) % 2 == 0 and len(p) >= 6 for p in polygons)
+
+
+def _check_masks(cfg: CfgNode, name: str, path: str, content: dict[str, Any]) -> None:
+    """That there are masks where they are needed, and that they are read in the format that they have."""
+    if not cfg.MODEL.MASK_ON:
+        return
+    without = [a["id"] for a in content["annotations"] if not (a.get("segmentation") or a.get("iscrowd", 0))]
+    if without:
+        problem = f"in {path} of {name!r} the annotation {without[0]} has no segmentation"
+        raise ConfigError("MODEL.MASK_ON", True, problem, "Give masks, or a detector that needs none.")
+    if cfg.INPUT.MASK_FORMAT != "polygon":
+        return
+    if any(
+        isinstance(a.get("segmentation"), dict) and not a.get("iscrowd", 0) for a in content["annotations"]
+    ):
+        raise ConfigError(
+            "INPUT.MASK_FORMAT",
+            cfg.INPUT.MASK_FORMAT,
+            f"{path} of {name!r} has masks as run lengths, which Detectron2 cannot turn into polygons",
+            'Set it to "bitmask".',
+        )
+
+
+def _warn_of_corners(path: str, content: dict[str, Any]) -> None:
+    """Boxes that were written as [x0, y0, x1, y1] reach over the edges of their images."""
+    sizes = {x["id"]: (x["width"], x["height"]) for x in content["images"]}
+    boxes = [(a["bbox"], sizes[a["image_id"]]) for a in content["annotations"]]
+    over = sum(x + w > width + 1 or y + h > height + 1 for (x, y, w, h), (width, height) in boxes)
+    if 10 * over > len(boxes):
+        logger.warning(
+            "%d of the %d boxes in %s reach over the edge of their image: COCO's are [x, y, width, height]; "
+            "are these [x0, y0, x1, y1]?",
+            over,
+            len(boxes),
+            path,
+        )

@@ -1,0 +1,72 @@
+"""The images that matchings are solved from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper, get_detection_dataset_dicts
+from detectron2.data.build import trivial_batch_collator
+from detectron2.data.common import DatasetFromList, MapDataset
+from detectron2.utils import comm
+from torch.utils.data import DataLoader
+
+from mgd_det.errors import ConfigError
+
+
+class MatchingImages:
+    """Training images for matching passes: of their own, never taken from the training batches.
+
+    Every pass draws `num_images` of the training set, the same whatever the number of processes, and
+    reads them without augmentation; each process gets its share.
+
+    Args:
+        cfg: a config; its training sets, test-time image size and loader settings are used.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.cfg = cfg
+        self._images: list[dict[str, Any]] = []
+
+    def __call__(self, iteration: int) -> Iterable[list[dict[str, Any]]]:
+        """Batches for the pass before an iteration: a function of SEED and the iteration alone."""
+        if not self._images:  # read once, without annotations, when first needed
+            dicts = get_detection_dataset_dicts(self.cfg.DATASETS.TRAIN, filter_empty=False)
+            keep = ("file_name", "image_id", "height", "width")
+            self._images = [{k: d[k] for k in keep if k in d} for d in dicts]
+        generator = torch.Generator().manual_seed(max(self.cfg.SEED, 0) + iteration)
+        order = torch.randperm(len(self._images), generator=generator)
+        drawn = [self._images[i] for i in order[: self.cfg.DISTILL.MGD.UPDATE.NUM_IMAGES]]
+        # Neighbours of one shape leave little padding to compute.
+        drawn.sort(key=lambda image: image.get("width", 1) / image.get("height", 1))
+        world_size = comm.get_world_size()
+        if len(drawn) < world_size:
+            raise ConfigError(
+                "DISTILL.MGD.UPDATE.NUM_IMAGES",
+                self.cfg.DISTILL.MGD.UPDATE.NUM_IMAGES,
+                f"{len(drawn)} images do not go round {world_size} processes",
+                "Give at least one image for each process, and a training set that has them.",
+            )
+        share = drawn[comm.get_rank() :: world_size]
+        dataset = MapDataset(DatasetFromList(share, copy=False), DatasetMapper(self.cfg, False))
+        return DataLoader(
+            dataset,
+            batch_size=max(self.cfg.SOLVER.IMS_PER_BATCH // world_size, 1),
+            num_workers=self.cfg.DATALOADER.NUM_WORKERS,
+            collate_fn=trivial_batch_collator,
+            generator=generator,
+            worker_init_fn=partial(_leave_with, os.getpid()),
+        )
+
+
+def _leave_with(parent: int, worker: int) -> None:
+    """End a worker whose parent died while it was being forked.
+
+    Torch's worker compares its parent with the one that it finds when it starts, and would never notice.
+    """
+    if os.getppid() != parent:
+        os._exit(1)

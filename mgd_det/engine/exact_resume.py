@@ -1,0 +1,258 @@
+"""Exact resume: every random choice a function of the seed and of where it is made, so that there is no
+stream to save. An interrupted run, resumed, then equals one that was not, bit for bit on a CPU.
+
+It takes the place of Detectron2's own data loading, whose order starts afresh on every resume.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper, get_detection_dataset_dicts
+from detectron2.data.build import trivial_batch_collator
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from mgd_det.checkpoint.checkpointer import trainer_state
+from mgd_det.distributed import unwrapped
+from mgd_det.errors import ConfigError
+from mgd_det.rng import isolated_rng
+
+logger = logging.getLogger("detectron2." + __name__)
+
+HISTORY = 200  # latest values kept of every logged scalar; writers smooth over 20
+WRITE_PERIOD = 20  # iterations between two writes to metrics.json, as DefaultTrainer sets it
+_RETRIES = 100  # other images tried when a mapper rejects one, as Detectron2 does
+
+
+def seed_all(*key: int) -> None:
+    """Seed Python's, NumPy's and torch's streams from a tuple of non-negative integers."""
+    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def resolve_seed(cfg: CfgNode, *, resume: bool) -> None:
+    """Give a run with SEED -1 a seed of its own, in place; a resumed one gets that of its checkpoint."""
+    if cfg.SEED >= 0:
+        return
+    drawn = comm.shared_random_seed()
+    hooks = trainer_state(cfg, resume=resume).get("hooks", {})
+    cfg.SEED = hooks.get(ExactResumeHook.__name__, {}).get("seed", drawn)
+
+
+def check_sampler(cfg: CfgNode) -> None:
+    """Refuse, with a ConfigError, a sampler whose order is not ours to repeat."""
+    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        raise ConfigError(
+            "DATALOADER.SAMPLER_TRAIN",
+            cfg.DATALOADER.SAMPLER_TRAIN,
+            "DISTILL.EXACT_RESUME has an order of its own for TrainingSampler alone",
+            'Set it to "TrainingSampler", or DISTILL.EXACT_RESUME False.',
+        )
+
+
+def check_seed(cfg: CfgNode) -> None:
+    """Refuse, with a ConfigError, a run without a seed; see :func:`resolve_seed`."""
+    if cfg.SEED < 0:
+        problem = "DISTILL.EXACT_RESUME draws everything from the seed"
+        raise ConfigError("SEED", cfg.SEED, problem, "Set one; tools/train_net.py draws one by itself.")
+
+
+class SampleOrder(Sampler):
+    """Batches of (position, index) without end: the same shuffle of the data, epoch after epoch.
+
+    Position p of the run's samples belongs to process p % world_size. With `landscape`, a batch holds
+    images of one orientation; those that wait for their batch to fill are found again by replaying
+    the order from its beginning, which costs a second for a million positions.
+
+    Args:
+        size: number of images.
+        batch_size: of this process.
+        seed: of the shuffle.
+        landscape: for each image, whether it is wider than high; None: orientation does not matter.
+        start: batches to leave out.
+    """
+
+    def __init__(
+        self, size: int, batch_size: int, seed: int, landscape: Sequence[bool] | None, start: int = 0
+    ) -> None:
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.landscape, self.start = landscape, start
+        self.rank, self.world_size = comm.get_rank(), comm.get_world_size()
+
+    def _positions(self) -> Iterator[tuple[int, int]]:
+        position, epoch = self.rank, -1
+        order: list[int] = []
+        while True:
+            if position // self.size != epoch:
+                epoch = position // self.size
+                generator = np.random.default_rng([self.seed, epoch])
+                order = generator.permutation(self.size).tolist()
+            yield position, order[position % self.size]
+            position += self.world_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        buckets: dict[bool, list[tuple[int, int]]] = {False: [], True: []}
+        filled = 0
+        for position, index in self._positions():
+            bucket = buckets[bool(self.landscape and self.landscape[index])]
+            bucket.append((position, index))
+            if len(bucket) == self.batch_size:
+                if filled >= self.start:
+                    yield list(bucket)
+                filled += 1
+                bucket.clear()
+
+
+class _SeededImages(Dataset):
+    """(position, index) -> the mapped image, its augmentation drawn from (seed, position)."""
+
+    def __init__(self, dicts: list[dict[str, Any]], mapper: Any, seed: int) -> None:
+        self.dicts, self.mapper, self.seed = dicts, mapper, seed
+
+    def __len__(self) -> int:
+        return len(self.dicts)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        position, index = key
+        with isolated_rng():
+            for retry in range(_RETRIES):
+                seed_all(self.seed, position, retry)
+                image = self.mapper(copy.deepcopy(self.dicts[(index + retry) % len(self.dicts)]))
+                if image is not None:
+                    return image
+        raise RuntimeError(f"the mapper rejected {_RETRIES} images in a row, from number {index} on")
+
+
+class ExactLoader:
+    """The training loader of exact resume; set `start` to the first iteration before iterating."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.cfg, self.start = cfg, 0
+        dicts = get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        )
+        self.images = _SeededImages(dicts, DatasetMapper(cfg, True), cfg.SEED)
+        grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
+        self.landscape = [d["width"] > d["height"] for d in dicts] if grouped else None
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        batch_size = self.cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
+        order = SampleOrder(len(self.images), batch_size, self.cfg.SEED, self.landscape, self.start)
+        yield from DataLoader(
+            self.images,
+            batch_sampler=order,
+            num_workers=self.cfg.DATALOADER.NUM_WORKERS,
+            collate_fn=trivial_batch_collator,
+            generator=torch.Generator(),  # draws the workers' seeds, not from the global stream
+        )
+
+
+class ExactResumeHook(HookBase):
+    """Seeds every iteration, and carries what stock Detectron2 forgets through checkpoints.
+
+    That is RetinaNet's and FCOS's `loss_normalizer`, a Python number of each process, and the histories
+    of logged scalars, which their smoothing needs.
+
+    Args:
+        cfg: the run's config, its SEED resolved.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.seed, self.period = cfg.SEED, cfg.SOLVER.CHECKPOINT_PERIOD
+        self.metrics_file = os.path.join(cfg.OUTPUT_DIR, "metrics.json")
+        self._normalizers: list[dict[str, float]] = []  # of every process, at the last checkpoint
+        self._scalars: dict[str, Any] = {}
+        # Lines of the metrics file at the last checkpoint. Earlier runs may have written to it, too.
+        self._metrics_lines = 0
+
+    def before_train(self) -> None:
+        start = self.trainer.start_iter
+        last_written = start // WRITE_PERIOD * WRITE_PERIOD - 1
+        storage = self.trainer.storage
+        for name, state in self._scalars.items():
+            history = storage._history[name]
+            history._data = [tuple(pair) for pair in state["data"]]
+            history._count, history._global_avg = state["count"], state["average"]
+            storage._smoothing_hints[name] = state["smoothed"]
+            if state["data"][-1][1] > last_written:  # logged, and waiting to be written
+                storage._latest_scalars[name] = tuple(state["data"][-1])
+        if self.trainer.resuming and comm.is_main_process():
+            self._forget_metrics_after(last_written)
+
+    def before_step(self) -> None:
+        seed_all(self.seed, self.trainer.iter, comm.get_rank())
+
+    def after_step(self) -> None:
+        iteration = self.trainer.iter + 1
+        if iteration % self.period == 0 or iteration >= self.trainer.max_iter:
+            self._normalizers = comm.all_gather(self._own_normalizers())
+
+    def _modules(self) -> dict[str, Any]:
+        return dict(unwrapped(self.trainer.model).named_modules())
+
+    def _own_normalizers(self) -> dict[str, float]:
+        return {
+            n: float(m.loss_normalizer) for n, m in self._modules().items() if "loss_normalizer" in vars(m)
+        }
+
+    def _forget_metrics_after(self, iteration: int) -> None:
+        """Cut off what an interrupted run wrote after its last checkpoint: it will be written again."""
+        if not os.path.isfile(self.metrics_file):
+            return
+        with open(self.metrics_file, "rb") as f:
+            lines = f.readlines()
+        kept = lines[: self._metrics_lines]
+        for line in lines[self._metrics_lines :]:
+            if not line.endswith(b"\n") or json.loads(line)["iteration"] > iteration:
+                break
+            kept.append(line)
+        os.truncate(self.metrics_file, sum(map(len, kept)))
+
+    def state_dict(self) -> dict[str, Any]:
+        storage = self.trainer.storage
+        scalars = {
+            name: {
+                "data": [list(pair) for pair in history.values()[-HISTORY:]],
+                "count": history._count,
+                "average": history._global_avg,
+                "smoothed": storage.smoothing_hints()[name],
+            }
+            for name, history in storage.histories().items()
+        }
+        lines = 0
+        if os.path.isfile(self.metrics_file):
+            with open(self.metrics_file, "rb") as f:
+                lines = sum(1 for _ in f)
+        return {
+            "seed": self.seed,
+            "normalizers": self._normalizers,
+            "scalars": scalars,
+            "metrics_lines": lines,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._scalars, self._metrics_lines = state["scalars"], state.get("metrics_lines", 0)
+        saved = state["normalizers"]
+        if len(saved) != comm.get_world_size():
+            logger.warning(
+                "the checkpoint is of %d processes and this run has %d: it goes on, but not bit for bit",
+                len(saved),
+                comm.get_world_size(),
+            )
+        if comm.get_rank() < len(saved):
+            modules = self._modules()
+            for name, value in saved[comm.get_rank()].items():
+                modules[name].loss_normalizer = value

@@ -1,0 +1,48 @@
+"""A training step under autocast, on any device: `SOLVER.AMP` (mixed precision, not the reducer)."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from detectron2.engine import SimpleTrainer
+from torch import nn
+
+
+class MixedPrecisionTrainer(SimpleTrainer):
+    """Detectron2's AMPTrainer, for bfloat16 and for CPUs too; float16 gets a loss scale.
+
+    Args:
+        model, data_loader, optimizer: as in SimpleTrainer.
+        device: the model's.
+        dtype: of the operations that autocast chooses.
+    """
+
+    def __init__(
+        self, model: nn.Module, data_loader: Any, optimizer: Any, *, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        super().__init__(model, data_loader, optimizer)
+        self.device_type, self.dtype = device.type, dtype
+        self.grad_scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+
+    def run_step(self) -> None:
+        start = time.perf_counter()
+        data = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+        with torch.autocast(self.device_type, dtype=self.dtype):
+            loss_dict = self.model(data)
+            losses = sum(loss_dict.values())
+        self.optimizer.zero_grad()
+        self.grad_scaler.scale(losses).backward()
+        self._write_metrics(loss_dict, data_time)
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        if state.get("grad_scaler"):
+            self.grad_scaler.load_state_dict(state["grad_scaler"])

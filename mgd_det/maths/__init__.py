@@ -1,0 +1,1 @@
+"""Functions on tensors: matching, pooling, losses, norms. Nothing here imports Detectron2."""

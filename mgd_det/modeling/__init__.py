@@ -1,0 +1,1 @@
+"""The meta-architecture, its teacher, and the taps into stock networks."""

@@ -1,0 +1,152 @@
+"""Building the parts of a distiller from a config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import nn
+
+from mgd_det.config import DISTILLER
+from mgd_det.config.lazy import build_lazy, image_format, lazy_student, load_lazy
+from mgd_det.errors import ConfigError, UnknownTap, explained
+from mgd_det.methods import PREDICTIONS, Method, TapInfo, find_method, method_defaults
+from mgd_det.rng import isolated_rng
+
+from .taps import inspect_taps, sides
+from .teacher import CONFIG_KEY, Teacher, TeacherSpec
+
+ARCHITECTURE_KEY = "DISTILL.STUDENT_ARCHITECTURE"
+
+
+def build_student(cfg: CfgNode) -> nn.Module:
+    """The stock detector that `DISTILL.STUDENT_ARCHITECTURE` describes, with the MODEL keys or alone."""
+    name = cfg.DISTILL.STUDENT_ARCHITECTURE
+    source = lazy_student(cfg)
+    if source is not None:
+        lazy = load_lazy(*source, ARCHITECTURE_KEY, "DISTILL.STUDENT_OPTS")
+        if image_format(lazy) != cfg.INPUT.FORMAT:
+            raise ConfigError(
+                "INPUT.FORMAT",
+                cfg.INPUT.FORMAT,
+                f"the student of {name} takes {image_format(lazy)!r} images",
+                "Set INPUT.FORMAT to that, or `input_format` in the LazyConfig's model or data loader.",
+            )
+        return build_lazy(lazy, ARCHITECTURE_KEY, name)
+    if name == DISTILLER or name not in META_ARCH_REGISTRY:
+        raise ConfigError(
+            ARCHITECTURE_KEY,
+            name,
+            "not the name of a stock meta-architecture",
+            'Name one of Detectron2\'s, for example "RetinaNet" or "GeneralizedRCNN".',
+        )
+    if cfg.DISTILL.STUDENT_OPTS:
+        raise ConfigError(
+            "DISTILL.STUDENT_OPTS",
+            list(cfg.DISTILL.STUDENT_OPTS),
+            f"changes students of a LazyConfig, and {name!r} is described by the MODEL keys",
+            "Set those.",
+        )
+    with explained(ARCHITECTURE_KEY, name):
+        return META_ARCH_REGISTRY.get(name)(cfg)
+
+
+def build_methods(cfg: CfgNode, student: nn.Module) -> dict[str, Method]:
+    """The methods of `DISTILL.METHODS`, fitted to the student's taps."""
+    methods = {}
+    spec = TeacherSpec.from_config(cfg)
+    teachers: list[Teacher] = []  # built once, and only for methods that ask for its widths
+
+    def teacher_network() -> nn.Module:
+        if not teachers:
+            teachers.append(spec.build(torch.device(cfg.MODEL.DEVICE)))
+        return teachers[0].model
+
+    for name in cfg.DISTILL.METHODS:
+        method = find_method(name) if isinstance(name, str) else None
+        if method is None:
+            raise ConfigError(
+                "DISTILL.METHODS",
+                list(cfg.DISTILL.METHODS),
+                f"there is no method {name!r}",
+                f"Choose from {list(method_defaults())}.",
+            )
+        if name in methods:
+            problem = f"names {name!r} twice"
+            raise ConfigError("DISTILL.METHODS", list(cfg.DISTILL.METHODS), problem, "Name it once.")
+        node = cfg.DISTILL[name.upper()]
+
+        def in_student(
+            taps: Sequence[str],
+            key: str = f"DISTILL.{name.upper()}.TAPS" if "TAPS" in node else "DISTILL.METHODS",
+        ) -> dict[str, TapInfo]:
+            return inspect_student(student, taps, key)
+
+        def in_teacher(taps: Sequence[str]) -> dict[str, TapInfo]:
+            return inspect_teacher(teacher_network(), taps, spec.config_file)
+
+        # Adapters draw their initial values aside: the student's are the same with and without them.
+        with isolated_rng():
+            methods[name] = method.from_config(node, in_student, in_teacher)
+    return methods
+
+
+def inspect_student(student: nn.Module, taps: Sequence[str], key: str) -> dict[str, TapInfo]:
+    """What is known of taps in the student; a ConfigError where it lacks one."""
+    try:
+        found = inspect_taps(student, [sides(tap)[0] for tap in taps])
+    except UnknownTap as error:
+        problem = f"the student has not all of the taps {list(taps)}: {error}"
+        raise ConfigError(
+            key, list(taps), problem, "Name taps that it has, or choose other methods."
+        ) from error
+    return {tap: found[sides(tap)[0]] for tap in taps}
+
+
+def inspect_teacher(teacher: nn.Module, taps: Sequence[str], config_file: str) -> dict[str, TapInfo]:
+    """What is known of taps in the teacher; a ConfigError where it lacks one."""
+    try:
+        found = inspect_taps(teacher, [sides(tap)[1] for tap in taps])
+    except UnknownTap as error:
+        raise ConfigError(
+            CONFIG_KEY,
+            config_file,
+            f"this teacher lacks one of the taps {list(taps)}: {error}",
+            "Name taps that both networks have in DISTILL.<METHOD>.TAPS, or choose other methods.",
+        ) from error
+    return {tap: found[sides(tap)[1]] for tap in taps}
+
+
+def check_taps(
+    methods: Mapping[str, Method], student: Mapping[str, TapInfo], teacher: Mapping[str, TapInfo]
+) -> None:
+    """Refuse, with a ConfigError, taps that teach nothing, or at which the networks' positions differ."""
+    for tap, info in student.items():
+        key, taps = taps_key(methods, tap)
+        if not info.trainable:
+            raise ConfigError(
+                key,
+                taps,
+                f"no trainable weight of the student lies before the tap {tap!r}, so its loss would "
+                "teach nothing but its own norm",
+                "Lower MODEL.BACKBONE.FREEZE_AT (of a LazyConfig `freeze_at`, in DISTILL.STUDENT_OPTS), or "
+                "leave that tap out.",
+            )
+        if info.stride != teacher[tap].stride:
+            at = {True: "proposals", False: "features of stride {}"}
+            ours, theirs = (at[i.stride is None].format(i.stride) for i in (info, teacher[tap]))
+            remedy = "Choose taps at which both networks have the same stride, and the same kind of head."
+            if tap == PREDICTIONS:
+                remedy = 'Choose a teacher with the same kind of head, or leave "logits" out.'
+            problem = f"at {tap!r} the student has {ours} and the teacher {theirs}"
+            raise ConfigError(key, taps, problem, remedy)
+
+
+def taps_key(methods: Mapping[str, Method], tap: str) -> tuple[str, list[str]]:
+    """The config key that asks for a tap, and its value."""
+    if tap == PREDICTIONS:  # which comes with its method
+        return "DISTILL.METHODS", list(methods)
+    name, method = next((name, method) for name, method in methods.items() if tap in method.taps)
+    return f"DISTILL.{name.upper()}.TAPS", list(method.taps)

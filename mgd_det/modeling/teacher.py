@@ -1,0 +1,286 @@
+"""The teacher: its own config and weights, frozen, seen by nobody but the distiller."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Callable
+
+import torch
+from detectron2 import model_zoo
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import Tensor, nn
+
+from mgd_det.checkpoint.checkpointer import ReportingCheckpointer
+from mgd_det.config import DTYPES, load_config, student_config
+from mgd_det.config.lazy import build_lazy, image_format, is_lazy, lazy_student, load_lazy
+from mgd_det.errors import ConfigError, explained
+from mgd_det.rng import isolated_rng
+
+from .heads import find_head
+from .taps import capture, split
+from .teacher_compile import compile_between, undo_compile
+
+logger = logging.getLogger("detectron2." + __name__)
+
+CONFIG_KEY, WEIGHTS_KEY = "DISTILL.TEACHER.CONFIG_FILE", "DISTILL.TEACHER.WEIGHTS"
+OPTS_KEY = "DISTILL.TEACHER.OPTS"
+TEACHER_DTYPES = {"": None, "float32": torch.float32, **DTYPES}
+
+
+def _is_zoo_name(name: str) -> bool:
+    try:
+        model_zoo.get_config_file(name)
+    except RuntimeError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class TeacherSpec:
+    """Where a teacher comes from: the keys of `DISTILL.TEACHER`."""
+
+    config_file: str
+    weights: str = ""
+    opts: Sequence[Any] = ()
+    allow_partial_weights: bool = False
+    trusted: bool = False
+    dtype: str = ""
+    channels_last: bool = False
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in TEACHER_DTYPES:
+            remedy = f"Choose among {list(TEACHER_DTYPES)}."
+            raise ConfigError("DISTILL.TEACHER.DTYPE", self.dtype, "unknown", remedy)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> TeacherSpec:
+        node = cfg.DISTILL.TEACHER
+        return cls(
+            node.CONFIG_FILE,
+            node.WEIGHTS,
+            tuple(node.OPTS),
+            node.ALLOW_PARTIAL_WEIGHTS,
+            cfg.DISTILL.UNSAFE_LOADING,
+            node.DTYPE,
+            node.CHANNELS_LAST,
+            node.COMPILE,
+        )
+
+    def config(self) -> CfgNode:
+        """The teacher's own yaml config, in stock keys; nothing of the student's is in it.
+
+        Raises:
+            ConfigError: no such file and no such model-zoo name, or the file is no config.
+        """
+        return student_config(self._read())
+
+    def lazy_source(self) -> tuple[str, Sequence[str]] | None:
+        """Name and overrides of the LazyConfig that describes the teacher, None where a yaml config does."""
+        if is_lazy(self.config_file):
+            return self.config_file, [str(option) for option in self.opts]
+        return lazy_student(self._read())  # of an earlier run
+
+    def _read(self) -> CfgNode:
+        remedy = (
+            "Give the path of a config file (of a teacher of your own: OUTPUT_DIR/config.yaml of its "
+            "training), or a model-zoo name such as COCO-Detection/retinanet_R_50_FPN_3x.yaml."
+        )
+        path = self.config_file
+        if not path:
+            raise ConfigError(CONFIG_KEY, path, "no teacher is given", remedy)
+        if not os.path.isfile(path):
+            if not path.endswith(".yaml") or not _is_zoo_name(path):
+                problem = "neither a file nor the name of a model-zoo config"
+                raise ConfigError(CONFIG_KEY, path, problem, remedy)
+            path = model_zoo.get_config_file(path)
+        return load_config(path, self.opts, key=CONFIG_KEY, opts_key=OPTS_KEY)
+
+    def weights_path(self) -> str:
+        """Path or URL of the weights.
+
+        Raises:
+            ConfigError: none given beside a config that is no model-zoo name, or none in the zoo.
+        """
+        if not self.weights and os.path.isfile(self.config_file):
+            final = os.path.join(os.path.dirname(self.config_file), "model_final.pth")
+            hint = f", for example {final}" if os.path.isfile(final) else ""
+            raise ConfigError(
+                WEIGHTS_KEY,
+                self.weights,
+                f"the teacher's config {self.config_file} is a file, which names no trained weights",
+                f"Give the path or URL of its weights{hint}.",
+            )
+        name = self.weights or self.config_file
+        if os.path.exists(name) or not name.endswith((".yaml", ".py")):
+            return name
+        try:
+            return model_zoo.get_checkpoint_url(name)
+        except RuntimeError as error:
+            remedy = "Give the path or URL of the weights."
+            raise ConfigError(WEIGHTS_KEY, self.weights, str(error), remedy) from error
+
+    def load(self, device: torch.device) -> Teacher:
+        """Build the teacher and load all its weights.
+
+        Raises:
+            ConfigError: as above; or the weights are not this architecture's.
+        """
+        teacher = self.build(device)
+        weights = self.weights_path()
+        checkpointer = ReportingCheckpointer(
+            teacher.model, key=WEIGHTS_KEY, role="teacher", trusted=self.trusted
+        )
+        checkpointer.load(weights, checkpointables=[])
+        report = checkpointer.report
+        if report is None or (report.missing and not self.allow_partial_weights):
+            raise ConfigError(
+                WEIGHTS_KEY,
+                weights,
+                f"does not hold all weights of the teacher in {self.config_file}: {report}",
+                "Give the config that these weights were trained with, its depth and number of classes, or "
+                "the weights of this one. DISTILL.TEACHER.ALLOW_PARTIAL_WEIGHTS True takes them as they are.",
+            )
+        teacher.digest = None if report.missing else _digest(teacher.model)
+        return teacher
+
+    def build(self, device: torch.device) -> Teacher:
+        """The teacher with random weights, without touching the global random streams.
+
+        Raises:
+            ConfigError: as :meth:`config`; or Detectron2 cannot build it.
+        """
+        source = self.lazy_source()
+        if source is not None:
+            lazy = load_lazy(*source, CONFIG_KEY, OPTS_KEY)
+            with isolated_rng():
+                model, input_format = build_lazy(lazy, CONFIG_KEY, source[0]).to(device), image_format(lazy)
+            return self._wrapped(model, input_format)
+        cfg = self.config()
+        cfg.MODEL.DEVICE = str(device)
+        with isolated_rng(), explained(CONFIG_KEY, self.config_file):
+            model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg).to(device)
+        return self._wrapped(model, cfg.INPUT.FORMAT)
+
+    def _wrapped(self, model: nn.Module, input_format: str) -> Teacher:
+        return Teacher(model, input_format, TEACHER_DTYPES[self.dtype], self.channels_last, self.compile)
+
+
+class Teacher:
+    """A frozen detector in eval mode that hands out features.
+
+    Deliberately not an `nn.Module`: an attribute of a module that is none stays out of `parameters()`,
+    `state_dict()`, `train()`, DDP and checkpoints. A copy of the distiller starts without a teacher.
+
+    Args:
+        model: a Detectron2 detector with `backbone` and `preprocess_image`.
+        input_format: channel order that it expects, `INPUT.FORMAT` of its config.
+        dtype: of its own autocast, float32 for none; None leaves it to the training's.
+        channels_last: memory order of its weights and features.
+        compile: whether `torch.compile` translates what lies between the taps, when they are first asked
+            for; where it fails, the network goes on as it is, with one warning.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        input_format: str,
+        dtype: torch.dtype | None = None,
+        channels_last: bool = False,
+        compile: bool = False,
+    ) -> None:
+        self.model: Any = model.eval().requires_grad_(False)
+        self.input_format = input_format
+        self.dtype = dtype
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.model.to(memory_format=self.memory_format)
+        self.compile = compile
+        self.digest: str | None = None  # of its weights; None where none, or not all, were loaded
+        self._compiled_for: list[str] | None = None
+
+    def __reduce__(self) -> Any:  # copied and pickled as None
+        return type(None), ()
+
+    def follow(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Follow the student's `.to()`, `.cuda()`, `.half()` ..."""
+        self.model._apply(fn)
+
+    def pixels(self, images: Sequence[Tensor], image_format: str) -> Tensor:
+        """(N, C, H, W): the images as the network sees them, in its channel order, normalised, padded."""
+        if image_format != self.input_format:
+            images = [image.flip(0) for image in images]
+        return self.model.preprocess_image([{"image": image} for image in images]).tensor
+
+    @torch.no_grad()
+    def features(
+        self, images: Sequence[Tensor], image_format: str, names: Sequence[str], student: Any = None
+    ) -> dict[str, Any]:
+        """Features at the taps; what lies behind the last of them is not run.
+
+        Args:
+            images: (C, H, W) each, as the student gets them.
+            image_format: their channel order.
+            names: of the taps.
+            student: what the student gave at its taps, if one in the head is among them.
+
+        Returns:
+            name -> (N, Ct, H, W), at the teacher's own normalisation and padding; of taps in the head what
+            `heads.py` says.
+        """
+        pixels = self.pixels(images, image_format).contiguous(memory_format=self.memory_format)
+        names, head_names = split(names)
+        with self._autocast(pixels.device.type):
+            features, outputs = self._run_backbone(pixels, names, stop=not head_names)
+            if head_names:
+                features.update(find_head(self.model).run(outputs, head_names, student))
+        return features
+
+    def _run_backbone(self, pixels: Tensor, names: list[str], *, stop: bool) -> tuple[dict[str, Any], Any]:
+        backbone = self.model.backbone
+        if self.compile:
+            try:
+                if names != self._compiled_for:
+                    undo_compile(backbone)
+                    compile_between(backbone, names)
+                    self._compiled_for = names
+                return _run_captured(backbone, pixels, names, stop=stop)
+            except torch.cuda.OutOfMemoryError:  # would come without the compiler, too
+                raise
+            except RuntimeError as error:  # which all errors of torch.compile are
+                logger.warning(
+                    "the teacher runs without torch.compile: %s", str(error).strip().split("\n")[0]
+                )
+            # Not in the handler, where the error still holds the tensors of the pass that failed.
+            self.compile = False
+            undo_compile(backbone)
+        return _run_captured(backbone, pixels, names, stop=stop)
+
+    def _autocast(self, device: str) -> AbstractContextManager[Any]:
+        if self.dtype is None:
+            return nullcontext()
+        return torch.autocast(device, dtype=self.dtype, enabled=self.dtype is not torch.float32)
+
+
+def _digest(model: nn.Module) -> str:
+    """The same for the same weights, wherever they lie."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _run_captured(
+    backbone: nn.Module, pixels: Tensor, names: Sequence[str], *, stop: bool
+) -> tuple[dict[str, Any], Any]:
+    """The features at the taps, and what the backbone returns, None where it was left behind the last."""
+    outputs = None
+    with capture(backbone, names, stop=stop) as features:
+        outputs = backbone(pixels)
+    return features, outputs

@@ -1,0 +1,174 @@
+"""Weights suggested from a short training: how each distillation loss compares with the task's own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import statistics
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from detectron2.config import CfgNode
+from detectron2.engine import hooks
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+from tabulate import tabulate
+
+from mgd_det.config import DISTILLER, uses_teacher
+from mgd_det.distributed import unwrapped
+from mgd_det.engine.rematch import RematchHook
+from mgd_det.engine.trainer import Trainer
+from mgd_det.errors import ConfigError
+from mgd_det.modeling.detector import DistilledDetector
+
+logger = logging.getLogger("detectron2." + __name__)
+
+MEASUREMENTS = 40  # of gradients, at most, over the training
+
+
+class Measured(NamedTuple):
+    """What a short training has shown of one loss; medians of its second half."""
+
+    name: str
+    weight: float  # that it was multiplied by
+    share: float  # its value, over the sum of the task's losses
+    ratio: float | None  # of its gradient to the task's at its tap; None where that is not measured
+
+    @property
+    def suggested(self) -> float:
+        """The weight at which the loss pulls at its tap as strongly as the task.
+
+        Where the gradients are not measured, that at which it is as large as the task's losses together;
+        to two digits. NaN where the loss was zero, and nothing can be told.
+        """
+        compared = self.share if self.ratio is None else self.ratio
+        if not (math.isfinite(compared) and compared > 0):
+            return math.nan
+        return float(f"{self.weight / compared:.2g}")
+
+
+class _ShortTraining(Trainer):
+    """Training without checkpoints, evaluations or files."""
+
+    def build_hooks(self) -> list[Any]:
+        return [RematchHook(self.cfg), hooks.LRScheduler()]
+
+
+def check_suggestion(cfg: CfgNode, iterations: int, *, alone: bool) -> None:
+    """Refuse, with a ConfigError, a `--suggest-weights` that has nothing to measure.
+
+    Args:
+        iterations: that it was given.
+        alone: whether it came without --resume, --eval-only and --eval-teacher.
+    """
+    key = "--suggest-weights"
+    if iterations < 1:
+        raise ConfigError(key, iterations, "less than 1", "Give a number of iterations such as 100.")
+    if not alone:
+        problem = "does not go with --resume, --eval-only or --eval-teacher"
+        raise ConfigError(key, iterations, problem, "Give one of them.")
+    if not (uses_teacher(cfg) and cfg.DISTILL.METHODS):
+        problem = "no method adds a loss"
+        remedy = (
+            f"Set MODEL.META_ARCHITECTURE {DISTILLER}, DISTILL.ENABLED True and DISTILL.METHODS '[\"mgd\"]'."
+        )
+        raise ConfigError(key, iterations, problem, remedy)
+    if iterations > cfg.SOLVER.MAX_ITER:
+        problem = f"more than the {cfg.SOLVER.MAX_ITER} of SOLVER.MAX_ITER"
+        raise ConfigError(key, iterations, problem, "Give fewer, or a longer run.")
+
+
+def suggest_weights(cfg: CfgNode, iterations: int) -> None:
+    """Train as the config says, for a few iterations, and log which weights that suggests.
+
+    Nothing is written. Every process of a distributed job takes part.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DISTILL.EXACT_RESUME = False
+    cfg.DISTILL.GRADIENT_PERIOD = max(1, iterations // MEASUREMENTS)
+    for key in cfg.DISTILL.SCHEDULE:  # the weights themselves are looked at
+        cfg.DISTILL.SCHEDULE[key] = 0
+    cfg.freeze()
+    for name in ("fvcore", "detectron2"):
+        setup_logger(distributed_rank=comm.get_rank(), name=name)
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
+    trainer = _ShortTraining(cfg)
+    trainer.resume_or_load(resume=False)
+    logger.info("training for %d iterations to compare the losses; nothing will be written", iterations)
+    trainer.max_iter = iterations  # the learning rate starts as it would in the run that is asked about
+    trainer.train()
+    if comm.is_main_process():
+        detector = unwrapped(trainer.model)
+        assert isinstance(detector, DistilledDetector)
+        logger.info(_report(detector, measure(detector, trainer.storage.histories(), iterations), iterations))
+
+
+def measure(
+    detector: DistilledDetector, histories: Mapping[str, Any], iterations: int
+) -> dict[str, list[Measured]]:
+    """Of every method, what a training's scalars say of its losses.
+
+    Args:
+        histories: name -> fvcore's HistoryBuffer.
+        iterations: that were trained.
+    """
+
+    def median(name: str) -> float | None:
+        # The first half is that of a network which knows nothing yet. A single measurement may lie in it.
+        values = histories[name].values() if name in histories else []
+        late = [value for value, at in values if at >= iterations // 2] or [value for value, _ in values]
+        return statistics.median(late) if late else None
+
+    ours = detector.losses
+    task = [name for name in histories if name.startswith("loss_") and name not in ours]
+    total = sum(median(name) or 0.0 for name in task)
+    found: dict[str, list[Measured]] = {}
+    for method_name, method in detector.methods.items():
+        found[method_name] = [
+            Measured(
+                name,
+                info.weight,
+                (median(name) or 0.0) / total if total else math.nan,
+                median(f"{name.removeprefix('loss_')}/gradient_ratio"),
+            )
+            for name, info in method.losses.items()
+        ]
+    return found
+
+
+def _report(detector: DistilledDetector, measured: Mapping[str, list[Measured]], iterations: int) -> str:
+    rows = [
+        [m.name, f"{m.weight:g}", f"{m.share:.2g}", "-" if m.ratio is None else f"{m.ratio:.2g}", m.suggested]
+        for losses in measured.values()
+        for m in losses
+    ]
+    heads = ["loss", "weight", "of the task's losses", "gradient, of the task's", "suggested weight"]
+    table = tabulate(rows, heads, disable_numparse=True)
+    return (
+        f"after {iterations} iterations, medians of the second half:\n{table}\n"
+        "With its suggested weight a loss pulls at its tap as strongly as the task does; one in the head, "
+        "whose gradient is not measured, is as large as the task's losses together. That is where to start "
+        "from, not an optimum: compare 4 and 16 times as much with tools/compare.py. To append:\n  "
+        + " ".join(_settings(detector, measured))
+    )
+
+
+def _settings(detector: DistilledDetector, measured: Mapping[str, list[Measured]]) -> list[str]:
+    """KEY VALUE pairs, as a shell takes them, of all weights that could be suggested."""
+    settings = []
+    for method_name, losses in measured.items():
+        method = detector.methods[method_name]
+        by_key: dict[str, dict[str, list[float]]] = {}  # key -> tap -> suggestions for its losses
+        for m in losses:
+            taps = by_key.setdefault(method.weight_key(m.name), {})
+            taps.setdefault(method.losses[m.name].tap, []).append(m.suggested)
+        for key, taps in by_key.items():
+            # Where one weight is that of several losses, the most cautious one.
+            weights = [min(suggested) for suggested in taps.values()]
+            if all(map(math.isfinite, weights)):
+                value = json.dumps(weights if key == "WEIGHTS" else min(weights))  # 2.0, not 2: a float's key
+                settings.append(f'DISTILL.{method_name.upper()}.{key} "{value}"')
+    return settings

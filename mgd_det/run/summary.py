@@ -1,0 +1,99 @@
+"""What a run came to, in the log's last lines."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode
+from detectron2.utils.file_io import PathManager
+
+from mgd_det.errors import ConfigError
+
+AP = "bbox/AP"
+
+
+def summary(cfg: CfgNode, results: Mapping[str, Any] | None, seconds: float) -> str:
+    """AP beside the teacher's and the baseline's where earlier runs tell them, the files, the next command.
+
+    Args:
+        cfg: of the run.
+        results: of its last evaluation; None where there was none.
+        seconds: that this start took.
+    """
+    folder = cfg.OUTPUT_DIR
+    lines = [f"finished after {timedelta(seconds=round(seconds))}: {folder}"]
+    for tested in cfg.DATASETS.TEST:
+        found = results or {}
+        box = (found if len(cfg.DATASETS.TEST) == 1 else found.get(tested, {})).get("bbox")
+        if not box:
+            continue
+        if math.isnan(box["AP"]):  # COCO evaluation of no detections at all
+            lines.append(f"there is no AP: the student finds nothing in {tested}")
+        else:
+            lines.append(f"AP {box['AP']:.1f}, AP50 {box['AP50']:.1f} on {tested}")
+        lines += comparison(cfg, tested, box["AP"])
+    student = os.path.join(folder, "student_config.yaml")
+    weights = os.path.join(folder, "model_final.pth")
+    lines.append(f"the student, for stock Detectron2: {student} and {weights}")
+    lines.append(f"look at it: python tools/visualize.py --run {folder}")
+    return "\n  ".join(lines)
+
+
+def comparison(cfg: CfgNode, tested: str, ap: float) -> list[str]:
+    """How far the student got from the baseline to the teacher, by its AP on one data set."""
+    if not cfg.DISTILL.ENABLED:
+        return []
+    teacher = last_ap(os.path.join(cfg.OUTPUT_DIR, "teacher"), tested)  # of an --eval-teacher
+    if teacher is None:
+        teacher = last_ap(os.path.dirname(cfg.DISTILL.TEACHER.CONFIG_FILE), tested)
+    baseline = last_ap(cfg.DISTILL.BASELINE, tested) if cfg.DISTILL.BASELINE else None
+    lines = []
+    if teacher is None:
+        lines.append("the teacher's AP there is not known: --eval-teacher measures it")
+    else:
+        lines.append(f"the teacher's AP there is {teacher:.1f}")
+    if baseline is None:
+        lines.append(
+            "the AP of the student alone is not known: name the folder of its run in DISTILL.BASELINE"
+        )
+    else:
+        gained = f"the AP of the student alone is {baseline:.1f}"
+        if not math.isnan(ap):
+            gained += f": distilling gained {ap - baseline:+.1f}"
+            if teacher is not None and teacher > baseline:
+                gained += f", {(ap - baseline) / (teacher - baseline):.0%} of the gap to the teacher"
+        lines.append(gained)
+    return lines
+
+
+def last_ap(folder: str, tested: str) -> float | None:
+    """Box AP of a run's last evaluation on a data set, from its metrics.json; None where there is none."""
+    try:
+        with PathManager.open(os.path.join(folder, "config.yaml")) as f:
+            names = list(yaml.safe_load(f)["DATASETS"]["TEST"])
+        key = AP if len(names) == 1 else f"{tested}/{AP}"
+        with PathManager.open(os.path.join(folder, "metrics.json")) as f:
+            found = [line[key] for line in map(json.loads, f) if key in line]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return None
+    return found[-1] if found and tested in names else None
+
+
+def check_baseline(cfg: CfgNode) -> None:
+    """Refuse, with a ConfigError, a DISTILL.BASELINE with nothing to compare with."""
+    folder = cfg.DISTILL.BASELINE
+    without = [tested for tested in cfg.DATASETS.TEST if folder and last_ap(folder, tested) is None]
+    if without:
+        problem = f"holds no run that was evaluated on {without[0]!r}"
+        raise ConfigError(
+            "DISTILL.BASELINE",
+            folder,
+            problem,
+            'Train the student alone first and give its OUTPUT_DIR, or "" for none.',
+        )

@@ -1,0 +1,114 @@
+"""Several processes: how their errors end, and a run of them that stops its losses and is resumed."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from helpers.commands import ROOT, run_tool
+
+from mgd_det.methods.imitation import Imitation
+
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
+
+# Detectron2's launcher insists on CUDA; beside that it does this.
+SPAWNED = """
+import sys
+import torch.multiprocessing as mp
+from mgd_det import launch, run
+from mgd_det.errors import ConfigError
+
+def spawn(job, num_gpus, args, **_):
+    mp.spawn(worker, nprocs=num_gpus, args=(job, args))
+
+def worker(rank, job, args):
+    run.run = fail
+    job(*args)
+
+def fail(args):
+    if args.num_gpus == 2:
+        raise ConfigError("KEY", 1, "wrong", "Do better.")
+    raise FloatingPointError("iteration=3")
+
+if __name__ == "__main__":
+    from types import SimpleNamespace
+    launch.launch_gpus = spawn
+    args = SimpleNamespace(num_gpus=int(sys.argv[1]), num_machines=1, machine_rank=0, dist_url="auto")
+    launch.launch(run._run_process, args)
+"""
+
+
+@pytest.mark.parametrize(
+    ("processes", "code", "message"),
+    [(2, 2, "error: KEY = 1: wrong. Do better."), (3, 1, "error: iteration=3. The checkpoints")],
+)
+def test_an_error_in_a_spawned_process_is_a_line_and_an_exit_code(processes, code, message, tmp_path):
+    (tmp_path / "spawned.py").write_text(SPAWNED)
+    result = run_tool(tmp_path / "spawned.py", processes, check=False)
+    assert result.returncode == code
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_two_ranks_stop_their_losses_and_resume_bit_for_bit(mgd_cfg, tmp_path):
+    """Norms and adapters of three methods, under DDP without find_unused_parameters."""
+    mgd_cfg.DISTILL.METHODS, mgd_cfg.DISTILL.IMITATION.ADAPTER = ["mgd", "imitation", "logits"], "always"
+    mgd_cfg.DISTILL.SCHEDULE.STOP_ITER, mgd_cfg.SOLVER.MAX_ITER = 2, 4
+    mgd_cfg.DISTILL.EXACT_RESUME, mgd_cfg.DATASETS.TEST = True, ()
+    mgd_cfg.SOLVER.IMS_PER_BATCH, mgd_cfg.SOLVER.CHECKPOINT_PERIOD = 4, 1
+    (tmp_path / "run.yaml").write_text(mgd_cfg.dump())
+    train = [*TORCHRUN, ROOT / "tools/train_net.py", "--config-file", tmp_path / "run.yaml", "--num-gpus", 0]
+    run_tool(*train)
+    resumed = tmp_path / "resumed"
+    resumed.mkdir()
+    shutil.copy(tmp_path / "run/model_0000000.pth", resumed)
+    (resumed / "last_checkpoint").write_text("model_0000000.pth")
+    output = run_tool(*train, "--resume", "OUTPUT_DIR", resumed).stdout
+    assert "Starting training from iteration 1" in output
+    whole, parts = (torch.load(folder / "model_final.pth") for folder in (tmp_path / "run", resumed))
+    assert all(torch.equal(parts["model"][name], value) for name, value in whole["model"].items())
+    losses = whole["trainer"]["hooks"]["ExactResumeHook"]["scalars"]
+    for name in ("loss_mgd_res3", "loss_imitation_p3", "loss_logits_cls"):
+        values = [value for value, _ in losses[name]["data"]]
+        assert values == [
+            value for value, _ in parts["trainer"]["hooks"]["ExactResumeHook"]["scalars"][name]["data"]
+        ]
+        assert min(values[:2]) > 0 and values[2:] == [0, 0]
+
+
+def test_the_checkpoint_must_be_the_same_for_all_processes(mgd_cfg, tmp_path):
+    """Two processes with folders of their own, of which one has a checkpoint, as on two machines."""
+    mgd_cfg.DATASETS.TEST, mgd_cfg.SOLVER.MAX_ITER, mgd_cfg.SOLVER.IMS_PER_BATCH = (), 1, 4
+    (tmp_path / "run.yaml").write_text(mgd_cfg.dump())
+    script = tmp_path / "own_folders.py"
+    script.write_text(
+        "import os, sys\n"
+        "from mgd_det.run import argument_parser, main\n"
+        "sys.argv += ['OUTPUT_DIR', f'{sys.argv.pop()}/{os.environ[\"RANK\"]}']\n"
+        "main(argument_parser('').parse_args())\n"
+    )
+    arguments = ["--config-file", tmp_path / "run.yaml", "--num-gpus", 0]
+    run_tool(ROOT / "tools/train_net.py", *arguments, "OUTPUT_DIR", tmp_path / "0")
+    arguments += ["--resume", "SOLVER.MAX_ITER", 2, tmp_path]
+    result = run_tool(*TORCHRUN, script, *arguments, check=False)
+    assert result.returncode != 0
+    assert "its last checkpoint is of iteration [-1, 0], depending on the machine" in result.stderr
+    assert "Name a folder that all machines share." in result.stderr
+
+
+def test_equal_widths_have_no_adapter_and_still_know_their_taps():
+    from yacs.config import CfgNode
+
+    from mgd_det.errors import ConfigError
+    from mgd_det.methods import TapInfo
+
+    def method(taps):
+        node = CfgNode({"TAPS": taps, "WEIGHTS": [1.0], "ADAPTER": "auto", "FOREGROUND_WEIGHT": 1.0})
+        inspect = lambda names: {name: TapInfo(8, 8, True) for name in names}  # noqa: E731
+        return Imitation.from_config(node, inspect, inspect)
+
+    state = method(["p3", "p4"]).state_dict()
+    method(["p3", "p4"]).load_state_dict(state)
+    with pytest.raises(ConfigError, match=r"\['p3'\].*the checkpoint is of the taps \['p3', 'p4'\]"):
+        method(["p3"]).load_state_dict(state)

@@ -1,0 +1,190 @@
+"""tools/benchmark.py: what it measures adds up, and the document says what was measured."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mgd_det.data.datasets import check_datasets
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+from benchmarking import teacher  # noqa: E402
+from benchmarking.data import loader_share, use_photos  # noqa: E402  (found through the path above)
+from benchmarking.losses import Size, one_size, re_solve  # noqa: E402
+from benchmarking.methods import method_losses  # noqa: E402
+from benchmarking.report import document, lines, not_run  # noqa: E402
+from benchmarking.steps import Bench, matching_shares, random_batch  # noqa: E402
+from benchmarking.timing import Timing, in_turn  # noqa: E402
+
+CPU = torch.device("cpu")
+
+
+def test_jobs_take_turns_and_the_warm_up_does_not_count():
+    order = []
+    jobs = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
+    found = in_turn(jobs, 3, CPU, warm_up=1)
+    assert "".join(order) == "abababab"
+    assert list(found) == ["a", "b"]
+    assert all(0 < timing.minimum <= timing.median for timing in found.values())
+
+
+def test_ratios_are_of_like_with_like():
+    assert Timing(2.0, 9.0).over(Timing(1.0, 3.0)) == Timing(2.0, 3.0)
+
+
+def test_the_limit_counts_the_bytes_that_must_move():
+    found = one_size(Size(1, 2, 8, 4, 4), CPU, runs=1)
+    # Teacher 8 planes, student, distances twice and gradient 2 each: 16; a copy moves 16, too.
+    assert found["limit"] == 1.0
+    assert {"copy", "plain torch", "in sequence"} <= set(found["ratios"])
+    assert found["ratios"]["copy"] == {"minimum": 1.0, "median": 1.0}
+
+
+def test_solves_the_matrices_asked_for():
+    (row,) = re_solve(1, [(4, 8)])
+    assert row["matrix"] == [4, 8]
+    assert row["ratio"]["minimum"] > 0
+
+
+def test_images_of_a_batch_differ_in_size_and_have_their_boxes_inside():
+    batch = random_batch(3, (100, 120), classes=2)
+    assert [x["image"].shape[1:] for x in batch] == [(100, 120), (90, 120), (80, 120)]
+    for x in batch:
+        boxes = x["instances"].gt_boxes.tensor
+        assert (boxes[:, 2:] > boxes[:, :2]).all()
+        assert boxes.min() >= 0
+        assert boxes[:, 2].max() <= 120
+        assert boxes[:, 3].max() <= x["height"]
+        assert set(x["instances"].gt_classes.tolist()) <= {0, 1}
+
+
+def test_shares_of_matching_by_hand():
+    """Batches of 4 were measured; training is 100 iterations of 8: 100 * 2 * 5 s."""
+    seconds = {"distilled": 5.0, "observe": 1.0, "pass": 3.0, "solve": 2.0}
+    schedule = {"passes": 2, "images of a pass": 40, "iterations": 100, "batch": 8, "online every": 10}
+    shares = matching_shares(seconds, 4, schedule)
+    # Two passes of 10 batches, two solvings; a fifth more for every tenth step.
+    assert shares["pass"] == pytest.approx((2 * 10 * 3 + 2 * 2) / 1000)
+    assert shares["first pass"] == pytest.approx(10 * 3 / 1000)
+    assert shares["online"] == pytest.approx(0.2 / 10 + 2 * 2 / 1000)
+
+
+SETTING = {"config": "x.yaml", "images": 2, "size": [64, 96], "dtype": "float32", "overrides": []}
+
+
+@pytest.fixture(scope="module")
+def record(demo_data, tmp_path_factory) -> dict:
+    file = tmp_path_factory.mktemp("benchmark") / "figures.json"
+    register = [["benchmark_train", f"{demo_data}/annotations/train.json", f"{demo_data}/train"]]
+    opts = [
+        *("DATASETS.REGISTER", json.dumps(register), "DATASETS.TRAIN", '("benchmark_train",)'),
+        *("MODEL.FPN.OUT_CHANNELS", "16", "DISTILL.TEACHER.OPTS", '["MODEL.FPN.OUT_CHANNELS", 16]'),
+        *("DISTILL.TEACHER.CONFIG_FILE", "configs/demo/teacher.yaml"),
+        *("DISTILL.MGD.TAPS", '["res3", "res5"]', "DISTILL.MGD.WEIGHTS", "[2.0, 1.0]"),
+    ]
+    command = [sys.executable, "tools/benchmark.py", "--config-file", "configs/demo/student_mgd.yaml"]
+    command += [
+        "--only",
+        "steps",
+        "memory",
+        "taps",
+        "data",
+        "--runs",
+        "1",
+        "--images",
+        "2",
+        "--size",
+        "64",
+        "96",
+    ]
+    command += ["--device", "cpu", "--json", str(file), "--", *opts]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip() == "\n".join(lines(json.loads(file.read_text()))).rstrip()
+    return json.loads(file.read_text())
+
+
+def test_a_run_of_the_command(record):
+    steps = record["steps"]["mgd"]
+    seconds = {kind: taken["minimum"] for kind, taken in steps["seconds"].items()}
+    assert set(seconds) == {"student", "floor", "distilled", "observe", "pass", "solve"}
+    assert steps["over the floor"]["minimum"] == pytest.approx(seconds["distilled"] / seconds["floor"])
+    assert record["memory"]["mgd"]["floor"] > 0
+    assert [row["taps"] for row in record["taps"]["mgd"]] == [["res3"], ["res3", "res5"]]
+    flops = [steps["flops"], *(row["flops"] for row in record["taps"]["mgd"])]
+    assert len({counted["student"] for counted in flops}) == 1
+    # The teacher stops behind the last tap; MGD has no convolution of its own.
+    floors = [counted["floor"] for counted in flops]
+    assert flops[0]["student"] < floors[1] < floors[2] == floors[0] == flops[0]["distilled"]
+    assert record["data"]["workers"] == 1
+
+
+def test_the_document_names_command_machine_and_what_was_not_run(record):
+    text = document([record])
+    for part in (
+        record["command"],
+        record["machine"],
+        record["versions"],
+        "| mgd |",
+        "What has not been run",
+    ):
+        assert part in text
+
+
+def test_what_no_gpu_has_run_is_listed_by_parts():
+    parts = ("The fused loss", "Training steps", "Peak memory", "The teacher's forward pass")
+
+    def listed(*records: dict) -> list[str]:
+        return [part for part in parts if f"- {part}" in not_run(records)]
+
+    on_cpu = {"device": "cpu", "steps": {}}
+    assert listed({"loss": []}, on_cpu) == list(parts)  # older files name no device
+    assert listed({"device": "cuda", "loss": [], "memory": {}}, on_cpu) == [parts[1], parts[3]]
+    everything = {"device": "cuda:0", "loss": [], "steps": {}, "memory": {}, "teacher": []}
+    assert listed(everything) == []
+    assert "is not built" in not_run([everything])
+
+
+def test_ways_to_run_the_teacher_are_beside_the_plain_one(mgd_cfg, monkeypatch):
+    """Without the compiler, which takes long and has its own tests."""
+    monkeypatch.delitem(teacher.WAYS, "COMPILE True")
+    rows = teacher.teacher_ways(mgd_cfg, 2, (64, 96), None, runs=1)
+    assert [row["way"] for row in rows] == list(teacher.WAYS)
+    assert rows[0]["ratio"] == {"minimum": 1, "median": 1}
+    assert rows[1]["ratio"]["minimum"] == rows[1]["seconds"]["minimum"] / rows[0]["seconds"]["minimum"]
+    printed = "\n".join(lines({"teacher": rows, "setting": SETTING}))
+    assert f"| DTYPE bfloat16 | {rows[2]['seconds']['median']:.3f} s |" in printed
+
+
+@pytest.mark.parametrize("method", ["mgd", "imitation", "channel_mlp", "lsh", "logits"])
+def test_losses_of_every_method_are_run_without_the_networks(method, mgd_cfg, tmp_path):
+    bench = Bench(mgd_cfg, method, tmp_path, images=2, size=(64, 96), dtype=None)
+    found = method_losses(bench, runs=1)
+    assert set(found["ratios"]) == ({"losses", "observe"} if method == "mgd" else {"losses"})
+    assert all(parameter.grad is None for parameter in bench.model.student.parameters())
+    if method == "mgd":  # res3 to res5 of two images, in float32
+        assert found["mebibytes"] * 2**20 == 2 * (256 * 8 * 12 + 512 * 4 * 6 + 1024 * 2 * 3) * 4
+
+
+def test_the_loader_reads_photographs_where_there_is_no_data(tmp_path, mgd_cfg):
+    mgd_cfg.INPUT.MIN_SIZE_TRAIN, mgd_cfg.DATALOADER.NUM_WORKERS = (427,), 0
+    use_photos(mgd_cfg, tmp_path)
+    check_datasets(mgd_cfg, training=True)
+    found = loader_share(mgd_cfg, images=2, batches=1, step=10.0)
+    assert found["of a step"] == found["seconds"] / 10
+    assert found["images a second"] == 2 / found["seconds"]
+
+
+def test_an_unknown_config_is_one_line():
+    command = [sys.executable, "tools/benchmark.py", "--config-file", "gone.yaml"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --config-file = 'gone.yaml'")
+    assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,499 @@
+"""`tools/compare.py`: its statistics by hand, its report from written records, and a real experiment."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from helpers.commands import ROOT, load_tool
+from helpers.configs import small_config
+from PIL import Image
+
+from mgd_det.config import load_config
+from mgd_det.engine.trainer import Trainer
+from mgd_det.errors import ConfigError
+from mgd_det.rng import isolated_rng
+
+compare = load_tool("compare")  # puts tools/ on the path
+
+from comparing import report, summary  # noqa: E402
+from comparing.experiment import Arm, read_experiment  # noqa: E402
+from comparing.process import Process  # noqa: E402
+from comparing.runner import Runner, shares, time_left  # noqa: E402
+from comparing.runs import Run, changed, check_files, file_name, files, plan, scaled  # noqa: E402
+
+COMPARE = ROOT / "tools/compare.py"
+
+
+def test_differences_are_paired_over_the_seeds_that_both_have():
+    assert summary.paired({1: 5.0, 2: 7.0, 3: 9.0}, {3: 6.0, 1: 4.0, 4: 1.0}) == {1: 1.0, 3: 3.0}
+
+
+@pytest.mark.parametrize(
+    ("values", "mean", "half_width"),
+    [
+        ([1.0, 2.0, 3.0], 2.0, 4.3027 / math.sqrt(3)),  # t of 2 degrees of freedom; 2 +- 2.484
+        ([1.0, 3.0], 2.0, 12.7062),  # of 1; the standard error is 1
+        ([-1.0, -1.0, -1.0], -1.0, 0.0),
+    ],
+)
+def test_interval_is_students(values, mean, half_width):
+    assert summary.mean(values) == mean
+    assert summary.half_width(values) == pytest.approx(half_width, abs=1e-3)
+
+
+def test_too_few_values():
+    assert summary.half_width([5.0]) is summary.deviation([5.0]) is summary.mean([]) is None
+
+
+def test_median_is_of_the_runs_with_a_value():
+    runs = [{"x": 1}, {"x": None}, {"x": 2}, {"x": 6}]
+    assert summary.median(runs, "x") == 2
+    assert summary.median(runs[1:2], "x") is None
+
+
+def test_memory_of_a_gpu_is_not_mixed_with_that_of_processes():
+    """The second run was killed in its last evaluation, and its last start trained nothing on the GPU."""
+    records = [record("alone", 1, 10.0, peak_gpu_memory_mib=200), record("alone", 2, 10.0)]
+    assert summary.summarise(records, {"alone": 300}, "alone", 2)[0].memory_mib == 200
+    assert summary.summarise(records[1:], {"alone": 300}, "alone", 2)[0].memory_mib == 1000
+
+
+def record(arm: str, seed: int, ap: float, seconds: float = 0.2, **others) -> dict:
+    measured = {"AP": ap, "AP50": 2 * ap, "seconds_per_iteration": seconds}
+    memory = {"peak_memory_mib": 1000, "peak_gpu_memory_mib": None}
+    made = {
+        "date": f"2020-02-0{seed}",
+        "machine": "toaster",
+        "versions": {"torch": "2", "detectron2": "0.6"},
+    }
+    return {"arm": arm, "seed": seed, **measured, **memory, **made, **others}
+
+
+RECORDS = [
+    *(record("alone", seed, 10.0 * seed) for seed in (1, 2, 3)),
+    *(record("mgd | new", seed, 11.0 * seed, 0.3, peak_memory_mib=1500) for seed in (1, 2, 3)),
+    record("long", 2, 19.0),
+]
+ITERATIONS = {"alone": 300, "mgd | new": 300, "long": 600, "not yet": 300}
+
+
+def write_report(folder: Path, records=RECORDS, pairs=()) -> str:
+    facts = {"command": "python tools/compare.py x.yaml", "data": "a to train, b to measure"}
+    seeds = [1, 2, 3]
+    arms = {"iterations": ITERATIONS, "baseline": "alone", "seeds": seeds}
+    return report.write_report(folder, records, facts=facts, pairs=pairs, **arms)
+
+
+def test_table(tmp_path):
+    assert write_report(tmp_path).splitlines()[2:] == [
+        "| alone | 3 | 20.00 | 10.00 | 40.00 | - | - | 0.200 | 1.00 | 1000 | 1.00 |",
+        "| mgd \\| new | 3 | 22.00 | 11.00 | 44.00 | +2.00 | -0.48 to +4.48 | 0.300 | 1.50 | 1500 | 1.50 |",
+        "| long (600 iterations) | 1 of 3 | 19.00 | - | 38.00 | -1.00 | - | 0.200 | 1.00 | 1000 | 1.00 |",
+        "| not yet | 0 of 3 | - | - | - | - | - | - | - | - | - |",
+    ]
+
+
+def test_report_files_say_the_same(tmp_path):
+    table = write_report(tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert table in text
+    for line in (
+        "| command | python tools/compare.py x.yaml |",
+        "| machine | toaster |",
+        "| versions | torch 2, detectron2 0.6 |",
+        "| date | 2020-02-01 to 2020-02-03 |",
+    ):
+        assert line in text
+    assert "not corrected for the number of arms" in text
+    assert "different conditions" not in text
+    with (tmp_path / "report.csv").open() as f:
+        rows = list(csv.DictReader(f))
+    arms = json.loads((tmp_path / "report.json").read_text())["arms"]
+    assert [row["arm"] for row in rows] == [arm["arm"] for arm in arms] == list(ITERATIONS)
+    assert float(rows[1]["half_width"]) == arms[1]["half_width"] == pytest.approx(2.484, abs=1e-3)
+    assert rows[3]["ap"] == "" and arms[3]["ap"] is None
+    assert arms[1]["differences"] == {"1": 1.0, "2": 2.0, "3": 3.0}
+
+
+def test_pairs_are_compared_over_the_seeds_that_both_have(tmp_path):
+    """mgd | new: 11, 22, 33 with seeds 1, 2, 3; long: 19 with seed 2 alone."""
+    table = write_report(tmp_path, pairs=[("mgd | new", "long"), ("mgd | new", "alone"), ("long", "not yet")])
+    assert table.splitlines()[-5:] == [
+        "| arm | against | n | AP - AP | 95% interval |",
+        "|---|---|---:|---:|---:|",
+        "| mgd \\| new | long (600 iterations) | 1 | +3.00 | - |",
+        "| mgd \\| new | alone | 3 | +2.00 | -0.48 to +4.48 |",
+        "| long (600 iterations) | not yet | 0 | - | - |",
+    ]
+    assert table in (tmp_path / "report.md").read_text()
+    pairs = json.loads((tmp_path / "report.json").read_text())["pairs"]
+    assert pairs[1]["differences"] == {"1": 1.0, "2": 2.0, "3": 3.0}
+
+
+def test_picture_grows_with_the_arms(tmp_path):
+    write_report(tmp_path)
+    several = Image.open(tmp_path / "report.png").size
+    write_report(tmp_path, RECORDS[:1])
+    assert Image.open(tmp_path / "report.png").size == several
+    rows = summary.summarise(RECORDS, {"alone": 300}, "alone", 3)
+    report.draw(rows, "alone", {"alone": "alone"}, tmp_path / "one.png")
+    assert Image.open(tmp_path / "one.png").size[1] < several[1]
+
+
+def test_runs_of_several_machines_and_versions_are_said_to_be(tmp_path):
+    write_report(
+        tmp_path, [*RECORDS[1:], record("alone", 1, 10.0, machine="kettle", versions={"torch": "3"})]
+    )
+    text = (tmp_path / "report.md").read_text()
+    assert "| machine | kettle; toaster |" in text
+    assert "different conditions, see machine and versions above" in text
+
+
+def test_file_names_are_safe_and_each_arms_own():
+    names = ["mgd", "MGD", "m/g d", "m g/d", "../..", "größer", "größer!", "x" * 300]
+    files = [file_name(name) for name in names]
+    assert files[0] == "mgd"
+    assert len({file.lower() for file in files}) == len(names)
+    assert all(file.replace("-", "").isalnum() and file.isascii() and len(file) < 50 for file in files)
+
+
+def test_steps_are_scaled_along():
+    assert scaled((420, 540), 600, 300) == (210, 270)
+    assert scaled((420, 540), 600, 4) == (3,)  # and not at the end, where it would be of no use
+    assert scaled((1, 540), 600, 1) == ()
+    assert scaled((), 600, 1200) == ()
+
+
+@pytest.mark.parametrize(
+    ("speeds", "left", "jobs", "seconds"),
+    [
+        ({}, [("a", 10)], 1, None),
+        ({"a": [2.0]}, [("a", 10), ("a", 5)], 1, 30.0),
+        ({"a": [2.0, 3.0, 9.0], "b": [1.0]}, [("a", 10), ("b", 10)], 1, 40.0),
+        ({"a": [3.0], "b": [1.0]}, [("c", 10)], 1, 20.0),  # c is like the others
+        ({"a": [1.0]}, [("a", 10), ("a", 10)], 2, 10.0),
+        ({"a": [1.0]}, [("a", 10), ("a", 2)], 2, 10.0),  # the longest one alone
+        ({"a": [1.0]}, [], 2, 0.0),
+    ],
+)
+def test_time_left(speeds, left, jobs, seconds):
+    assert time_left(speeds, left, jobs) == seconds
+
+
+def experiment(tmp_path: Path, **changes) -> Path:
+    """An experiment file; None leaves a key out."""
+    document = {
+        **{"config": "configs/demo/student_mgd.yaml", "results": str(tmp_path / "results")},
+        **{"output": str(tmp_path / "output"), "iterations": 300, "seeds": [11, 12]},
+        **{"baseline": "alone", "arms": {"alone": ["DISTILL.ENABLED", False], "mgd": []}},
+        **changes,
+    }
+    path = tmp_path / "experiment.yaml"
+    path.write_text(yaml.safe_dump({k: v for k, v in document.items() if v is not None}, sort_keys=False))
+    return path
+
+
+def run_compare(capsys, monkeypatch, *arguments) -> tuple[int, str, str]:
+    """Exit code and output of the tool."""
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as ended:
+        compare.main([str(argument) for argument in arguments])
+    return (ended.value.code, *capsys.readouterr())
+
+
+def error_of(capsys, monkeypatch, *arguments) -> str:
+    """The one line that the tool ends in."""
+    code, out, error = run_compare(capsys, monkeypatch, *arguments)
+    assert (code, out, error.count("\n")) == (2, "", 1)
+    return error
+
+
+ARMS = {"alone": ["DISTILL.ENABLED", False]}
+BAD = [
+    ({"config": "configs/gone.yaml"}, r"config = 'configs/gone.yaml': there is no such file\. Give"),
+    ({"config": None}, "config = None: missing. Give a text"),
+    ({"colour": "red"}, "colour = 'red': unknown key. The keys are config, "),
+    ({"iterations": "many"}, "iterations = 'many': not a whole number"),
+    ({"iterations": True}, "iterations = True: not a whole number"),
+    ({"iterations": 0}, "iterations = 0: less than 1"),
+    ({"seeds": []}, "seeds = []: not a list of different whole numbers"),
+    ({"seeds": [1, 2, 1]}, "seeds = [1, 2, 1]: not a list of different"),
+    ({"seeds": [-1]}, "seeds = [-1]: not a list"),
+    ({"seeds": ["1"]}, "seeds = ['1']: not a list"),
+    ({"arms": {}}, "arms = {}: there are none"),
+    ({"baseline": "mgd, not"}, "baseline = 'mgd, not': not one of the arms. Choose among ['alone', 'mgd']"),
+    ({"pairs": [["mgd", "gone"]]}, "pairs = ['mgd', 'gone']: not two of the arms. Give [ONE, OTHER], among"),
+    ({"pairs": ["mgd"]}, "pairs = 'mgd': not two of the arms"),
+    ({"pairs": [[["mgd"], "mgd"]]}, "pairs = [['mgd'], 'mgd']: not two of the arms"),
+    ({"set": ["SOLVER.BASE_LR"]}, "set = ['SOLVER.BASE_LR']: an odd number of entries. Give pairs"),
+    ({"set": ["NO.KEY", 1]}, "Non-existent key: NO.KEY"),
+    ({"set": ["SOLVER.REFERENCE_WORLD_SIZE", 8]}, "SOLVER.REFERENCE_WORLD_SIZE = 8: changes the lengths"),
+    ({"set": ["SEED", 1]}, "set = ['SEED', 1]: SEED is set for every run by seeds"),
+    ({"set": ["DATASETS.TEST", []]}, "DATASETS.TEST = []: AP is compared on one data set"),
+    ({"arms": {**ARMS, 0.5: []}}, "arms = 0.5: not a text. Put the name in quotes"),
+    ({"arms": {**ARMS, "b": None}}, "arms: b = None: neither a list of overrides nor a table"),
+    ({"arms": {**ARMS, "b": ["X"]}}, "arms: b = ['X']: an odd number"),
+    ({"arms": {**ARMS, "b": ["DISTILL.NO", 1]}}, "Non-existent key: DISTILL.NO"),
+    ({"arms": {**ARMS, "b": ["DISTILL.ENABLED", "perhaps"]}}, "arms: b = ['DISTILL.ENABLED', 'perhaps']"),
+    ({"arms": {**ARMS, "b": {"sets": []}}}, "arms: b: sets = []: unknown key. The keys are set, iterations"),
+    ({"arms": {**ARMS, "b": {"iterations": -3}}}, "arms: b: iterations = -3: less than 1"),
+    ({"arms": {**ARMS, "b": ["DATASETS.TEST", ["demo_test"]]}}, "AP on different images cannot be compared"),
+    ({"output": "README.md"}, "output = 'README.md': is a file"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD)
+def test_bad_experiments_end_in_one_line(changes, message, tmp_path, capsys, monkeypatch):
+    error = error_of(capsys, monkeypatch, experiment(tmp_path, **changes))
+    assert error.startswith("error: ")
+    assert message.replace("\\", "") in error
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("arms: {a: [], b: [], a: []}", "'a' is given twice"),
+        ("seeds: [1", "cannot be read"),
+        ("just text", "not a table"),
+        ("!!python/object/apply:os.getcwd []", "cannot be read"),
+    ],
+)
+def test_bad_yaml(text, message, tmp_path, capsys, monkeypatch):
+    path = tmp_path / "experiment.yaml"
+    path.write_text(text)
+    error = error_of(capsys, monkeypatch, path)
+    assert f"EXPERIMENT = '{path}'" in error
+    assert message in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--only", "mgd", "nobody"],
+            "--only = 'nobody': not in the experiment. Choose among ['alone', 'mgd']",
+        ),
+        (["--seeds", 13], "--seeds = 13: not in the experiment. Choose among [11, 12]"),
+        (["--jobs", 0], "--jobs = 0: less than 1"),
+        (["--num-gpus", -1], "--num-gpus = -1: less than 0"),
+        (["--report-only"], "no run of this experiment is finished"),
+    ],
+)
+def test_bad_arguments(arguments, message, tmp_path, capsys, monkeypatch):
+    assert message in error_of(capsys, monkeypatch, experiment(tmp_path), *arguments)
+
+
+def test_a_missing_experiment(tmp_path, capsys, monkeypatch):
+    assert "gone.yaml': cannot be read" in error_of(capsys, monkeypatch, tmp_path / "gone.yaml")
+
+
+def test_runs_go_seed_by_seed_and_differ_in_what_they_should(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    arms = {**ARMS, "long": {"set": ["SOLVER.BASE_LR", 0.1], "iterations": 1200}}
+    path = experiment(tmp_path, arms=arms, set=["DATASETS.TEST", '("demo_test",)'])
+    runs = plan(read_experiment(path), 0)
+    assert [(run.seed, run.arm.name) for run in runs] == [
+        *((11, "alone"), (11, "long")),
+        *((12, "alone"), (12, "long")),
+    ]
+    common = {"DATASETS.TEST": ["demo_test"], "DISTILL.EXACT_RESUME": True, "SOLVER.STEPS": [210, 270]}
+    assert common.items() <= runs[0].settings.items()
+    assert runs[0].command[-4:] == ["DATASETS.TEST", '("demo_test",)', "DISTILL.ENABLED", "False"]
+    a, b, c = (runs[i].settings for i in (0, 1, 2))
+    changed = {key for key in a.keys() | b.keys() if a.get(key) != b.get(key)}
+    schedule = {"SOLVER.MAX_ITER", "SOLVER.STEPS"}
+    assert changed == {"DISTILL.ENABLED", "SOLVER.BASE_LR", *schedule}
+    assert {key for key in a.keys() | c.keys() if a.get(key) != c.get(key)} == {"SEED"}
+
+
+def test_a_run_that_wrote_its_config_has_the_settings_it_began_with(tmp_path):
+    """YAML gives the tuple of tuples among Detectron2's defaults back with lists in it."""
+    cfg = load_config(str(ROOT / "configs/demo/student_mgd.yaml"))
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    assert changed(load_config(str(tmp_path / "config.yaml"))) == changed(cfg)
+
+
+def test_a_run_that_read_other_files_is_not_counted(tmp_path):
+    weights = tmp_path / "teacher.pth"
+    weights.write_bytes(b"abc")
+    cfg = load_config(str(ROOT / "configs/demo/student_mgd.yaml"), ["DISTILL.TEACHER.WEIGHTS", str(weights)])
+    cfg.DATASETS.REGISTER = []
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of "abc", in FIPS 180-2
+    assert files(cfg) == {str(weights): digest}
+    run = small_run(tmp_path, 1, "")._replace(files=files(cfg))
+    finished = {"files": {str(weights): digest, "elsewhere.json": "0"}}
+    check_files(run, finished)
+    with pytest.raises(ConfigError, match=rf"made with another {weights}. Copy the experiment"):
+        check_files(run._replace(files={str(weights): "0"}), finished)
+    cfg.DISTILL.ENABLED = False
+    assert files(cfg) == {}
+
+
+def test_arms_start_from_the_same_weights(mgd_cfg):
+    states = []
+    for enabled in (False, True):
+        mgd_cfg.DISTILL.ENABLED = enabled
+        with isolated_rng():
+            torch.manual_seed(11)
+            states.append(Trainer.build_model(mgd_cfg).state_dict())
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def small_run(tmp_path: Path, seed: int, script: str) -> Run:
+    """A run of three iterations whose process is a Python script, in its output folder."""
+    name = f"small_seed{seed}"
+    output, arm = tmp_path / name, Arm("small", [], 3)
+    command = ["-c", f"import os; os.chdir({str(output)!r}); {script}"]
+    return Run(arm, seed, command, {"SEED": seed}, {}, name, output, tmp_path / f"results/{name}.json")
+
+
+def metrics_script(*lines: str) -> str:
+    return f"open('metrics.json', 'w').write({''.join(line + chr(10) for line in lines)!r})"
+
+
+def test_failed_runs_are_told_and_the_others_go_on(tmp_path, capsys):
+    no_ap = '{"iteration": 3, "bbox/AP": NaN, "bbox/AP50": NaN, "bbox/AP75": NaN}'
+    detections = "os.mkdir('inference'); open('inference/coco_instances_results.json', 'w').write({!r})"
+    early = '{"iteration": 1, "bbox/AP": 4.0, "bbox/AP50": 5.0, "bbox/AP75": 3.0, "time": 0.5}'
+    middle = '{"iteration": 2, "time": 0.7}'
+    last = '{"iteration": 3, "bbox/AP": 8.0, "bbox/AP50": 9.0, "bbox/AP75": 7.0}'
+    log = "print('Starting training from iteration 1'); print(' eta: 0 iter: 2  max_mem: 123M')"
+    runs = [
+        small_run(tmp_path, 1, "print('it was the butler'); raise SystemExit(3)"),
+        small_run(tmp_path, 2, f"{detections.format('[{}]')}; {metrics_script(no_ap)}"),  # nothing to detect
+        small_run(tmp_path, 3, metrics_script(early)),  # exit code 0, and yet no evaluation at its end
+        small_run(tmp_path, 4, f"{log}; {metrics_script(early, middle, last)}"),
+        small_run(tmp_path, 5, f"{detections.format('[]')}; {metrics_script(early, no_ap)}"),
+    ]
+    records: dict = {}
+    assert Runner(runs, records, jobs=2, gpus=0).run() == 1
+    output = capsys.readouterr().out
+    assert "small, seed 1: failed: exit code 3; the end of " in output
+    assert "it was the butler" in output
+    assert output.count("failed: no AP: there was nothing to detect") == 1
+    assert output.count("failed: it was not evaluated at its end") == 1
+    assert "small, seed 4: AP 8.00 in 0:00:0" in output
+    assert "2 of 5 runs done, 3 failed" in output
+    assert set(records) == {"small_seed4", "small_seed5"}
+    nothing_found = {"AP": 0.0, "AP50": 0.0, "AP75": 0.0, "AP_by_iteration": {"2": 4.0, "3": 0.0}}
+    assert nothing_found.items() <= records["small_seed5"].items()
+    written = json.loads((tmp_path / "results/small_seed4.json").read_text())
+    assert written == records["small_seed4"]
+    expected = {
+        **{"arm": "small", "seed": 4, "iterations": 3, "resumed_from": 1},
+        **{"AP": 8.0, "AP50": 9.0, "AP75": 7.0, "AP_by_iteration": {"2": 4.0, "3": 8.0}},
+        **{"seconds_per_iteration": 0.6, "peak_gpu_memory_mib": 123},
+    }
+    assert expected.items() <= written.items()
+    assert written["peak_memory_mib"] > 1
+    assert {path.stem for path in (tmp_path / "results").iterdir()} == set(records)
+
+
+@pytest.mark.parametrize(
+    ("visible", "jobs", "each", "expected"),
+    [
+        (["0", "1", "2", "3"], 2, 2, ["0,1", "2,3"]),
+        (["4", "5", "6"], 2, 1, ["4", "5"]),
+        (["0", "1"], 3, 1, ["0", "1", "0"]),  # more runs than GPUs
+        (["0", "1"], 2, 0, ["", ""]),
+        ([], 2, 0, ["", ""]),
+    ],
+)
+def test_every_run_has_gpus_of_its_own_as_far_as_they_go(visible, jobs, each, expected):
+    assert shares(visible, jobs, each) == expected
+
+
+def test_a_run_is_given_its_gpus_alone(tmp_path):
+    show = "import os; print('GPUs', os.environ.get('CUDA_VISIBLE_DEVICES'))"
+    process = Process(small_run(tmp_path, 1, show), "4,5", {"CUDA_VISIBLE_DEVICES": "1"})
+    while not process.ended():
+        time.sleep(0.01)
+    assert process.output() == "GPUs 4,5\n"
+
+
+def test_an_override_can_be_each_runs_seed(tmp_path):
+    seed = ["DISTILL.MGD.ASSIGNMENT_SEED", "{seed}"]
+    arms = {"alone": ["DISTILL.ENABLED", False], "mgd": seed}
+    runs = plan(read_experiment(experiment(tmp_path, seeds=[11, 12], arms=arms)), 0)
+    found = [run.settings.get("DISTILL.MGD.ASSIGNMENT_SEED") for run in runs]
+    assert found == [None, 11, None, 12]
+    shared = plan(read_experiment(experiment(tmp_path, seeds=[11, 12], arms=arms, set=seed)), 0)
+    assert [run.settings["DISTILL.MGD.ASSIGNMENT_SEED"] for run in shared] == [11, 11, 12, 12]
+
+
+def test_a_run_that_outlived_the_tool_is_not_started_twice(tmp_path, capsys):
+    run = small_run(tmp_path, 1, "import time; time.sleep(600)")
+    process = Process(run, "", {})  # nobody waits for it, as after a SIGKILL of the tool
+    try:
+        assert Runner([run], {}, jobs=1, gpus=0).run() == 1
+        assert "an earlier start still runs in" in capsys.readouterr().out
+    finally:
+        process.kill()
+
+
+def test_an_interrupted_experiment_goes_on(demo_data, teacher_run, tmp_path, capsys, monkeypatch):
+    """SIGINT while the second of four runs is between two checkpoints."""
+    # With the usual threshold an untrained student detects nothing, and has no AP.
+    opts = ("MODEL.RETINANET.SCORE_THRESH_TEST", 0.0, "SOLVER.CHECKPOINT_PERIOD", 4)
+    narrow = ("DEPTH", 50, "STEM_OUT_CHANNELS", 16, "WIDTH_PER_GROUP", 8, "RES2_OUT_CHANNELS", 64)
+    cfg = small_config(demo_data, tmp_path / "unused", *opts)
+    cfg.MODEL.RESNETS.merge_from_list(narrow)
+    cfg.DISTILL.ENABLED = True
+    cfg.DISTILL.TEACHER.CONFIG_FILE = str(teacher_run / "config.yaml")
+    cfg.DISTILL.TEACHER.WEIGHTS = str(teacher_run / "model_final.pth")
+    config, results = tmp_path / "run.yaml", tmp_path / "results"
+    config.write_text(cfg.dump())
+
+    def written(iterations: int = 2, longer: int = 12) -> Path:
+        arms = {**ARMS, "longer": {"iterations": longer}}
+        return experiment(tmp_path, config=str(config), iterations=iterations, arms=arms)
+
+    started = subprocess.Popen(
+        [sys.executable, str(COMPARE), str(written())], stdout=subprocess.PIPE, text=True
+    )
+    second = tmp_path / "output/longer_seed11"
+    while not (second / "last_checkpoint").exists() and started.poll() is None:
+        time.sleep(0.01)
+    started.send_signal(signal.SIGINT)
+    output = started.communicate()[0]
+    assert started.returncode == 130, output
+    assert "interrupted: the same command goes on" in output
+    assert [path.name for path in results.iterdir()] == ["alone_seed11.json"]
+    with (second / "console.txt").open() as console:
+        fcntl.flock(console, fcntl.LOCK_EX | fcntl.LOCK_NB)  # free: no process of the run is left
+
+    error = error_of(capsys, monkeypatch, written(iterations=3))
+    assert "made with other settings: SOLVER.MAX_ITER was 2 and is 3. Delete or rename that file" in error
+    error = error_of(capsys, monkeypatch, written(longer=13))
+    assert "made with other settings: SOLVER.MAX_ITER was 12 and is 13. Delete or rename that folder" in error
+
+    finished = (results / "alone_seed11.json").read_bytes()
+    code, output, _ = run_compare(capsys, monkeypatch, written(), "--jobs", 2)
+    assert code == 0
+    assert output.startswith("4 runs, 1 of them finished\n")
+    assert "alone, seed 11" not in output
+    assert (results / "alone_seed11.json").read_bytes() == finished
+    records = {path.stem: json.loads(path.read_text()) for path in results.glob("*_seed*.json")}
+    assert set(records) == {f"{arm}_seed{seed}" for arm in ("alone", "longer") for seed in (11, 12)}
+    starts = {name: record["resumed_from"] for name, record in records.items()}
+    assert 4 <= starts.pop("longer_seed11") < 12
+    assert set(starts.values()) == {0}
+    assert all(0 <= record["AP"] <= 100 and record["peak_memory_mib"] > 100 for record in records.values())
+
+    code, output, _ = run_compare(capsys, monkeypatch, written(), "--report-only")
+    assert code == 0
+    table = [line.split(" | ")[:2] for line in output.splitlines() if line.startswith("|")]
+    assert table[2:] == [["| alone", "2"], ["| longer (12 iterations)", "2"]]

@@ -1,0 +1,64 @@
+"""docs/configuration.md is what the comments of the config say."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from helpers.commands import ROOT, load_tool
+
+SOURCE = """
+def add(cfg):
+    # Of a stock section.
+    cfg.SOLVER.KIND = "a"
+
+    # What the losses are.
+    cfg.DISTILL = CfgNode()
+    # One, or
+    # the other.
+    cfg.DISTILL.FLAG = True
+    cfg.DISTILL.DEEP = CfgNode()
+    # A list.
+    cfg.DISTILL.DEEP.LIST = ["x", 1]
+"""
+
+
+@pytest.fixture(scope="module")
+def tool():
+    return load_tool("config_reference")
+
+
+def test_reads_every_key_with_its_comment(tool):
+    assert tool.read_entries(SOURCE) == [
+        ("SOLVER.KIND", '"a"', "Of a stock section."),
+        ("DISTILL", "", "What the losses are."),
+        ("DISTILL.FLAG", "True", "One, or the other."),
+        ("DISTILL.DEEP", "", ""),
+        ("DISTILL.DEEP.LIST", '["x", 1]', "A list."),
+    ]
+
+
+def test_writes_a_table_for_each_section(tool):
+    text = tool.document(tool.read_entries(SOURCE))
+    assert (
+        '## Keys in Detectron2\'s sections\n\n| key | default | |\n|---|---|---|\n| `SOLVER.KIND` | `"a"` |'
+        in text
+    )
+    assert "## `DISTILL`\n\nWhat the losses are.\n\n| key" in text
+    assert "| `DISTILL.FLAG` | `True` | One, or the other. |" in text
+    assert (
+        '## `DISTILL.DEEP`\n\n| key | default | |\n|---|---|---|\n| `DISTILL.DEEP.LIST` | `["x", 1]` |'
+        in text
+    )
+
+
+def test_a_key_without_a_comment_is_an_error(tool):
+    with pytest.raises(ValueError, match=r"DISTILL\.FLAG has no comment"):
+        tool.read_entries("    cfg.DISTILL.FLAG = True")
+
+
+def test_the_page_is_up_to_date():
+    command = [sys.executable, str(ROOT / "tools/config_reference.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,126 @@
+"""The self-check itself: that it finds what is wrong, ends what it starts, and made the document."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from helpers.commands import ROOT, load_tool, run_tool
+
+selfcheck = load_tool("selfcheck")  # puts tools/ on the path
+
+from checking import Failed  # noqa: E402
+from checking.jobs import Job, run  # noqa: E402
+from checking.resuming import next_start  # noqa: E402
+from checking.states import deviation, equal_values, within  # noqa: E402
+
+
+def test_equal_values_are_counted_without_times():
+    state = {
+        "model": {"w": torch.tensor([1.0, 2.0])},
+        "metrics": [{"loss": 3.0, "time": 1.0, "data_time": 2}],
+    }
+    other = {
+        "model": {"w": torch.tensor([1.0, 2.0])},
+        "metrics": [{"loss": 3.0, "time": 9.0, "data_time": 0}],
+    }
+    assert equal_values(state, other) == 2
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"a": torch.tensor([1.0, 2.0000002]), "b": [1]},
+        {"a": torch.tensor([1.0]), "b": [1]},
+        {"a": [1.0, 2.0], "b": [1]},
+        {"a": torch.tensor([1.0, 2.0]), "b": [1.0]},
+        {"a": torch.tensor([1.0, 2.0])},
+        {"a": torch.tensor([1.0, 2.0]), "b": [1, 2]},
+    ],
+)
+def test_one_differing_value_fails(other):
+    state = {"a": torch.tensor([1.0, 2.0]), "b": [1]}
+    for pair in ((state, other), (other, state)):
+        with pytest.raises(Failed, match=r"values differ, such as /[ab]"):
+            equal_values(*pair)
+
+
+def test_deviations_are_relative_to_the_largest_value_of_a_tensor():
+    expected = {"a": torch.tensor([0.0, 4.0]), "b": 2.0}
+    assert deviation({"a": torch.tensor([1.0, 4.0]), "b": 2.0}, expected) == 0.25
+    with pytest.raises(Failed, match="different tensors"):
+        deviation({"a": expected["a"]}, expected)
+    assert within(0.25, {"deviation": 0.25}) == {"deviation": 0.25}
+    for value in (0.26, float("nan")):
+        with pytest.raises(Failed, match="deviation"):
+            within(0.25, {"deviation": value})
+
+
+def test_a_state_that_cannot_be_resumed_is_found(tmp_path):
+    assert next_start(tmp_path) == 0
+    torch.save({"model": {"w": torch.zeros(1000)}, "iteration": 7}, tmp_path / "model_0000007.pth")
+    (tmp_path / "last_checkpoint").write_text("model_0000007.pth")
+    assert next_start(tmp_path) == 8
+    whole = (tmp_path / "model_0000007.pth").read_bytes()
+    (tmp_path / "model_0000007.pth").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(Failed, match="unresumable"):
+        next_start(tmp_path)
+    (tmp_path / "model_0000007.pth").unlink()
+    with pytest.raises(Failed, match="unresumable"):
+        next_start(tmp_path)
+
+
+FAMILY = """
+import subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+print("started", flush=True)
+time.sleep(600)
+"""
+
+
+def test_nothing_outlives_a_job_that_fails(tmp_path):
+    with pytest.raises(Failed, match="to fail"), Job(tmp_path / "log", "-c", FAMILY) as job:
+        job.until(lambda: "started" in job.output() and len(job.pids()) == 2, "both ran")
+        raise Failed("to fail")
+    assert job.pids() == []
+
+
+def test_a_command_that_ends_too_soon_fails_with_its_last_words(tmp_path):
+    with pytest.raises(Failed, match=r"exit code 3.*last words"):
+        run(tmp_path / "log", "-c", "import sys; print('last words'); sys.exit(3)")
+    job = run(tmp_path / "log", "-c", "print('last words')")
+    with pytest.raises(Failed, match=r"exit code 0 before it was killed.*last words"):
+        job.until(lambda: False, "it was killed")
+
+
+def test_a_check_that_fails_in_any_way_has_a_verdict(tmp_path):
+    for number, error in enumerate((Failed("too\nmany"), KeyError("loss"))):
+
+        def check(config, folder, error=error):
+            raise error
+
+        result = selfcheck.result_of(check, tmp_path, tmp_path / str(number))
+        assert not result["passed"]
+        assert selfcheck.line("x", result).startswith(("FAIL x: too many (", "FAIL x: KeyError('loss') ("))
+
+
+def test_the_command_prints_a_line_and_writes_figures_and_report(tmp_path):
+    """Also a resume without DISTILL.EXACT_RESUME, which is the check that it runs."""
+    files = ("--json", tmp_path / "figures.json", "--report", tmp_path / "report.md")
+    printed = run_tool(ROOT / "tools/selfcheck.py", "--only", "stock-resume", *files).stdout
+    assert printed.startswith("PASS stock-resume: resumed at iteration ")
+    assert printed.count("\n") == 1
+    record = json.loads((tmp_path / "figures.json").read_text())
+    assert record["results"]["stock-resume"]["figures"]["values equal bit for bit"] > 20
+    text = (tmp_path / "report.md").read_text()
+    assert text == selfcheck.report(record)
+    assert printed in text
+    assert "**stock-resume**" in text
+
+
+def test_the_document_is_the_report_of_the_committed_figures():
+    record = json.loads((ROOT / "results/selfcheck.json").read_text())
+    assert (ROOT / "docs/reliability.md").read_text() == selfcheck.report(record)
+    assert all(result["passed"] for result in record["results"].values())
+    assert {"kill-pass", "kill-online", "stock-resume", "ranks"} <= set(record["results"])
