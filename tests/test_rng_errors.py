@@ -89,8 +89,8 @@ class TestConfigError:
         assert str(self.error()) == message
 
     def test_shows_a_value_of_any_type_as_python_writes_it(self) -> None:
-        error = ConfigError("DISTILL.MGD.WEIGHTS", [0.5, 1], "two weights for three taps", "Fix.")
-        assert str(error).startswith("DISTILL.MGD.WEIGHTS = [0.5, 1]: ")
+        error = ConfigError("DISTILL.MGD.LOSS_WEIGHTS", [0.5, 1], "two weights for three taps", "Fix.")
+        assert str(error).startswith("DISTILL.MGD.LOSS_WEIGHTS = [0.5, 1]: ")
         assert str(ConfigError("KEY", "", "empty", "Fix.")) == "KEY = '': empty. Fix."
 
     def test_is_a_value_error(self) -> None:

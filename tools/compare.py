@@ -44,7 +44,11 @@ An experiment is a YAML file; its paths start at the repository:
   arms:
     student alone: [DISTILL.ENABLED, false]
     mgd: []
-    mgd, random assignment: [DISTILL.MGD.ASSIGNMENT, random, DISTILL.MGD.ASSIGNMENT_SEED, "{seed}"]
+    mgd, random assignment:
+      - DISTILL.EXPERIMENT.ASSIGNMENT
+      - random
+      - DISTILL.EXPERIMENT.ASSIGNMENT_SEED
+      - "{seed}"
     mgd, twice as long: {set: [], iterations: 600}
 
 "{seed}" is each run's own seed. Of the config only SOLVER.STEPS are scaled: warm-up and periods count in

@@ -40,7 +40,7 @@ def main() -> None:
     optimizer = build_optimizer(cfg, model)  # of the student, and of what the methods learn beside it
     scheduler = build_lr_scheduler(cfg, optimizer)
     matching_images = MatchingImages(cfg)  # of the training set, read without augmentation
-    period = cfg.DISTILL.MGD.UPDATE.PERIOD
+    period = cfg.DISTILL.MATCHING.PERIOD
 
     model.train()
     loader = iter(build_detection_train_loader(cfg))

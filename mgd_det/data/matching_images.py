@@ -40,14 +40,14 @@ class MatchingImages:
             self._images = [{k: d[k] for k in keep if k in d} for d in dicts]
         generator = torch.Generator().manual_seed(max(self.cfg.SEED, 0) + iteration)
         order = torch.randperm(len(self._images), generator=generator)
-        drawn = [self._images[i] for i in order[: self.cfg.DISTILL.MGD.UPDATE.NUM_IMAGES]]
+        drawn = [self._images[i] for i in order[: self.cfg.DISTILL.MATCHING.NUM_IMAGES]]
         # Neighbours of one shape leave little padding to compute.
         drawn.sort(key=lambda image: image.get("width", 1) / image.get("height", 1))
         world_size = comm.get_world_size()
         if len(drawn) < world_size:
             raise ConfigError(
-                "DISTILL.MGD.UPDATE.NUM_IMAGES",
-                self.cfg.DISTILL.MGD.UPDATE.NUM_IMAGES,
+                "DISTILL.MATCHING.NUM_IMAGES",
+                self.cfg.DISTILL.MATCHING.NUM_IMAGES,
                 f"{len(drawn)} images do not go round {world_size} processes",
                 "Give at least one image for each process, and a training set that has them.",
             )

@@ -57,19 +57,19 @@ class RematchHook(HookBase):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         _check(cfg)
-        update, schedule = cfg.DISTILL.MGD.UPDATE, cfg.DISTILL.SCHEDULE
+        update, schedule, experiment = cfg.DISTILL.MATCHING, cfg.DISTILL.SCHEDULE, cfg.DISTILL.EXPERIMENT
         return {
             "images": MatchingImages(cfg),
             "updates": UpdateSchedule(
                 update.PERIOD,
-                update.SLOW_AFTER,
-                update.SLOW_PERIOD,
+                experiment.SLOW_AFTER,
+                experiment.SLOW_PERIOD,
                 tuple(update.ITERATIONS),
                 update.UNTIL,
             ),
-            "weights": WeightSchedule(schedule.WARMUP_ITERS, schedule.DECAY_ITER, schedule.STOP_ITER),
+            "weights": WeightSchedule(schedule.WARMUP_ITERS, experiment.DECAY_ITER, schedule.STOP_ITER),
             "online_every": update.ONLINE_EVERY if update.MODE == "online" else 0,
-            "online_decay": update.ONLINE_DECAY,
+            "online_decay": experiment.ONLINE_DECAY,
             "gradient_period": cfg.DISTILL.GRADIENT_PERIOD,
         }
 
@@ -164,29 +164,33 @@ def _stem(loss_name: str) -> str:
 
 
 def _check(cfg: CfgNode) -> None:
-    update, schedule = cfg.DISTILL.MGD.UPDATE, cfg.DISTILL.SCHEDULE
+    update, schedule, experiment = cfg.DISTILL.MATCHING, cfg.DISTILL.SCHEDULE, cfg.DISTILL.EXPERIMENT
     if update.MODE not in ("pass", "online"):
-        raise ConfigError("DISTILL.MGD.UPDATE.MODE", update.MODE, "unknown", 'Choose "pass" or "online".')
-    if not 0 < update.ONLINE_DECAY <= 1:
-        key = "DISTILL.MGD.UPDATE.ONLINE_DECAY"
-        raise ConfigError(key, update.ONLINE_DECAY, "not in (0, 1]", "Give a number like 0.98.")
+        raise ConfigError("DISTILL.MATCHING.MODE", update.MODE, "unknown", 'Choose "pass" or "online".')
+    if not 0 < experiment.ONLINE_DECAY <= 1:
+        key = "DISTILL.EXPERIMENT.ONLINE_DECAY"
+        raise ConfigError(key, experiment.ONLINE_DECAY, "not in (0, 1]", "Give a number like 0.98.")
     if not all(isinstance(i, int) for i in update.ITERATIONS):
-        key, remedy = "DISTILL.MGD.UPDATE.ITERATIONS", "Give a list like [5000, 10000]."
+        key, remedy = "DISTILL.MATCHING.ITERATIONS", "Give a list like [5000, 10000]."
         raise ConfigError(key, list(update.ITERATIONS), "not all are whole numbers", remedy)
     least = {
-        **{f"DISTILL.MGD.UPDATE.{key}": (update[key], 0) for key in ("PERIOD", "SLOW_AFTER", "SLOW_PERIOD")},
-        **{f"DISTILL.MGD.UPDATE.{key}": (update[key], 1) for key in ("NUM_IMAGES", "ONLINE_EVERY")},
-        "DISTILL.MGD.UPDATE.UNTIL": (update.UNTIL, 0),
+        "DISTILL.MATCHING.PERIOD": (update.PERIOD, 0),
+        **{
+            f"DISTILL.EXPERIMENT.{key}": (experiment[key], 0)
+            for key in ("SLOW_AFTER", "SLOW_PERIOD", "DECAY_ITER")
+        },
+        **{f"DISTILL.MATCHING.{key}": (update[key], 1) for key in ("NUM_IMAGES", "ONLINE_EVERY")},
+        "DISTILL.MATCHING.UNTIL": (update.UNTIL, 0),
         "DISTILL.GRADIENT_PERIOD": (cfg.DISTILL.GRADIENT_PERIOD, 0),
         **{f"DISTILL.SCHEDULE.{key}": (value, 0) for key, value in schedule.items()},
     }
     for key, (value, minimum) in least.items():
         if value < minimum:
             raise ConfigError(key, value, f"less than {minimum}", f"Give a number of at least {minimum}.")
-    if schedule.DECAY_ITER and not schedule.STOP_ITER > schedule.DECAY_ITER:
+    if experiment.DECAY_ITER and not schedule.STOP_ITER > experiment.DECAY_ITER:
         raise ConfigError(
-            "DISTILL.SCHEDULE.DECAY_ITER",
-            schedule.DECAY_ITER,
+            "DISTILL.EXPERIMENT.DECAY_ITER",
+            experiment.DECAY_ITER,
             f"the fall has no end behind it: DISTILL.SCHEDULE.STOP_ITER is {schedule.STOP_ITER}",
             "Set STOP_ITER to the iteration at which the losses reach 0.",
         )

@@ -124,8 +124,12 @@ class Trainer(DefaultTrainer):
             return cfg
         longer = cfg.SOLVER.REFERENCE_WORLD_SIZE / num_workers
         scaled.defrost()
-        update, schedule = scaled.DISTILL.MGD.UPDATE, scaled.DISTILL.SCHEDULE
-        for node, keys in ((update, ("PERIOD", "SLOW_AFTER", "SLOW_PERIOD", "UNTIL")), (schedule, schedule)):
+        update, schedule, experiment = (scaled.DISTILL[key] for key in ("MATCHING", "SCHEDULE", "EXPERIMENT"))
+        for node, keys in (
+            (update, ("PERIOD", "UNTIL")),
+            (schedule, schedule),
+            (experiment, ("SLOW_AFTER", "SLOW_PERIOD", "DECAY_ITER")),
+        ):
             for key in keys:
                 # Not to 0, which switches off.
                 node[key] = max(round(node[key] * longer), min(node[key], 1))

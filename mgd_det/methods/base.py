@@ -95,6 +95,13 @@ class MatchReport(NamedTuple):
     skipped: int  # images left out because their features were not finite
 
 
+class AssignmentControl(NamedTuple):
+    """What takes the place of a solved assignment in an experiment."""
+
+    kind: str = "solved"  # or "random" or "identity", see `maths.matching.control_cost`
+    seed: int = 0  # of "random"
+
+
 class Method(nn.Module):
     """Base class. Subclasses define `from_config`, `forward`, `losses`, and the rest if they match channels.
 
@@ -106,6 +113,7 @@ class Method(nn.Module):
         taps: names of the taps that `forward` needs.
         wants_foreground: whether `TapFeatures.foreground` is to be filled.
         matches: whether it has a matching to solve; `observe`, `absorb` and `solve` are then called.
+        control: what the assignment is instead of solved, of a method that matches; set when it is built.
         ready: False as long as the method needs a matching that has not been solved.
         num_ranks, rank: processes that train together, each on its share of the batch; and this one.
     """
@@ -113,6 +121,7 @@ class Method(nn.Module):
     taps: Sequence[str]
     wants_foreground: bool = False
     matches: bool = False
+    control: AssignmentControl = AssignmentControl()
     ready: bool = True
     num_ranks: int = 1
     rank: int = 0
@@ -139,7 +148,7 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def weight_key(self, loss: str) -> str:
-        """The key, in the method's config node, of a loss's weight; `WEIGHTS` holds one for each tap."""
+        """The key, in the method's config node, of a loss's weight; `LOSS_WEIGHTS` holds one for each tap."""
         return "WEIGHT"
 
     def get_extra_state(self) -> dict[str, Any]:

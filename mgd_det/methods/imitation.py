@@ -49,7 +49,7 @@ class AdaptedImitation(Method):
         return {f"loss_{self.name}_{tap}": LossInfo(tap, w) for tap, w in self.weights.items()}
 
     def weight_key(self, loss: str) -> str:
-        return "WEIGHTS"
+        return "LOSS_WEIGHTS"
 
     def forward(self, features: Features) -> dict[str, Tensor]:
         return {name: self._loss(tap, features[tap]) * w for name, (tap, w) in self.losses.items()}
@@ -97,7 +97,7 @@ class Imitation(AdaptedImitation):
         return cls(
             name="imitation",
             adapters={tap: adapter(ours[tap], theirs[tap]) for tap in taps},
-            weights=tap_weights(f"{key}.WEIGHTS", cfg.WEIGHTS, taps),
+            weights=tap_weights(f"{key}.LOSS_WEIGHTS", cfg.LOSS_WEIGHTS, taps),
             foreground_weight=number(f"{key}.FOREGROUND_WEIGHT", cfg.FOREGROUND_WEIGHT),
         )
 
@@ -120,5 +120,5 @@ class ChannelMLP(AdaptedImitation):
         return cls(
             name="channel_mlp",
             adapters={tap: adapter(ours[tap].channels, theirs[tap].channels) for tap in taps},
-            weights=tap_weights(f"{key}.WEIGHTS", cfg.WEIGHTS, taps),
+            weights=tap_weights(f"{key}.LOSS_WEIGHTS", cfg.LOSS_WEIGHTS, taps),
         )

@@ -67,7 +67,7 @@ class LSH(Method):
         ours, theirs = student(taps), teacher(taps)
         return cls(
             widths={tap: (ours[tap].channels, theirs[tap].channels) for tap in taps},
-            weights=tap_weights(f"{key}.WEIGHTS", cfg.WEIGHTS, taps),
+            weights=tap_weights(f"{key}.LOSS_WEIGHTS", cfg.LOSS_WEIGHTS, taps),
             num_hashes=int(number(f"{key}.NUM_HASHES", cfg.NUM_HASHES, least=1)),
             terms=terms,
         )
@@ -92,7 +92,7 @@ class LSH(Method):
         }
 
     def weight_key(self, loss: str) -> str:
-        return "WEIGHTS"
+        return "LOSS_WEIGHTS"
 
     def forward(self, features: Features) -> dict[str, Tensor]:
         losses = {}

@@ -33,7 +33,6 @@ from .settings import choice, module_key, named_taps, tap_weights, unknown
 
 MARGINS = ("auto", "batch_norm", "empirical")
 REDUCTIONS = ("mean", "reference")
-ASSIGNMENTS = ("solved", "random", "identity")
 
 # The reference implementation divides its sums by these, besides the global batch size.
 REFERENCE_DIVISORS = {"res2": 5e7, "res3": 5e7, "res4": 5e6, "res5": 5e6}
@@ -64,8 +63,6 @@ class MGD(Method):
         reduction: "mean" over all unpadded elements, or "reference": the sum over all elements, divided
             by the reference implementation's constants and the global batch size.
         spread: use every teacher channel also where the student's number does not divide theirs.
-        assignment: "solved", or a control for comparison: "random", drawn once, or "identity", by index.
-        assignment_seed: what "random" is drawn by.
     """
 
     matches = True
@@ -80,8 +77,6 @@ class MGD(Method):
         weights: Sequence[float] = (0.05,),
         reduction: str = "mean",
         spread: bool = False,
-        assignment: str = "solved",
-        assignment_seed: int = 0,
     ) -> None:
         super().__init__()
         self.taps = list(channels)
@@ -98,13 +93,8 @@ class MGD(Method):
         self.reducer = found
         self.margin_kind = choice("DISTILL.MGD.MARGIN", margin, MARGINS)
         self.reduction = choice("DISTILL.MGD.REDUCTION", reduction, REDUCTIONS)
-        self.assignment = choice("DISTILL.MGD.ASSIGNMENT", assignment, ASSIGNMENTS)
-        if assignment_seed < 0:
-            remedy = "Give a whole number of at least 0."
-            raise ConfigError("DISTILL.MGD.ASSIGNMENT_SEED", assignment_seed, "negative", remedy)
-        self.assignment_seed = assignment_seed
         self.spread = spread
-        self.weights = tap_weights("DISTILL.MGD.WEIGHTS", weights, self.taps)
+        self.weights = tap_weights("DISTILL.MGD.LOSS_WEIGHTS", weights, self.taps)
         layer = STUDENT_NORMS[choice("DISTILL.MGD.NORM", norm, STUDENT_NORMS)]
         self.norms = nn.ModuleDict({module_key(tap): layer(c) for tap, c in channels.items()})
         self.channels = dict(channels)
@@ -113,14 +103,11 @@ class MGD(Method):
         self._observed: dict[str, MatchingStatistics] = {}  # by this process, since the last absorb
         self._statistics: dict[str, MatchingStatistics] = {}  # the same in all processes
         self._step = 0  # training steps so far, which random reducers draw by
-        # What a matching of an earlier run must have been made with to be of use.
-        self._settings = {
-            "REDUCER": ALIASES.get(reducer, reducer),
-            "MARGIN": margin,
-            "SPREAD": spread,
-            "ASSIGNMENT": assignment,
-            "ASSIGNMENT_SEED": assignment_seed if assignment == "random" else 0,
-            "NORM": norm,
+        self._matching_settings = {
+            "DISTILL.MGD.REDUCER": ALIASES.get(reducer, reducer),
+            "DISTILL.MGD.MARGIN": margin,
+            "DISTILL.MGD.SPREAD": spread,
+            "DISTILL.MGD.NORM": norm,
         }
 
     @classmethod
@@ -131,11 +118,9 @@ class MGD(Method):
             reducer=cfg.REDUCER,
             margin=cfg.MARGIN,
             norm=cfg.NORM,
-            weights=cfg.WEIGHTS,
+            weights=cfg.LOSS_WEIGHTS,
             reduction=cfg.REDUCTION,
             spread=cfg.SPREAD,
-            assignment=cfg.ASSIGNMENT,
-            assignment_seed=cfg.ASSIGNMENT_SEED,
         )
 
     def attach(self, student: Mapping[str, TapInfo], teacher: Mapping[str, TapInfo]) -> None:
@@ -159,7 +144,7 @@ class MGD(Method):
         return {f"loss_mgd_{tap}": LossInfo(tap, weight) for tap, weight in self.weights.items()}
 
     def weight_key(self, loss: str) -> str:
-        return "WEIGHTS"
+        return "LOSS_WEIGHTS"
 
     def forward(self, features: Features) -> dict[str, Tensor]:
         losses = {}
@@ -220,8 +205,8 @@ class MGD(Method):
             )
         cost = statistics.cost().cpu()
         # A control is the optimum of a cost that knows nothing of the features.
-        control = None if self.assignment == "solved" else self.assignment
-        wanted = control_cost(control, *cost.shape, seed=self.assignment_seed) if control else cost
+        kind, seed = self.control
+        wanted = cost if kind == "solved" else control_cost(kind, *cost.shape, seed=seed)
         if self.reducer.one_to_one:
             groups = assign_one_to_one(wanted)
         else:
@@ -250,6 +235,15 @@ class MGD(Method):
             matching = self._matchings[tap] = matching.to(device)
         return matching
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings, by config key, that a matching is made with; one made with others is of no use."""
+        return {
+            **self._matching_settings,
+            "DISTILL.EXPERIMENT.ASSIGNMENT": self.control.kind,
+            "DISTILL.EXPERIMENT.ASSIGNMENT_SEED": self.control.seed,
+        }
+
     def _noise(self, device: torch.device) -> torch.Generator:
         """The stream of this step on this process; the training's streams are left alone."""
         key = np.random.SeedSequence((self._step, self.rank)).generate_state(1)
@@ -267,7 +261,7 @@ class MGD(Method):
             "matchings": matchings,
             "statistics": statistics,
             "step": self._step,
-            "settings": self._settings,
+            "settings": self.settings,
         }
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
@@ -289,10 +283,10 @@ class MGD(Method):
                     RESUME_REMEDY,
                 )
         for key, value in state["settings"].items():
-            if matchings and value != self._settings[key]:
+            if matchings and value != self.settings[key]:
                 raise ConfigError(
-                    f"DISTILL.MGD.{key}",
-                    self._settings[key],
+                    key,
+                    self.settings[key],
                     f"the checkpoint holds a matching made with {value!r}",
                     RESUME_REMEDY,
                 )

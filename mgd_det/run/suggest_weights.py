@@ -169,6 +169,8 @@ def _settings(detector: DistilledDetector, measured: Mapping[str, list[Measured]
             # Where one weight is that of several losses, the most cautious one.
             weights = [min(suggested) for suggested in taps.values()]
             if all(map(math.isfinite, weights)):
-                value = json.dumps(weights if key == "WEIGHTS" else min(weights))  # 2.0, not 2: a float's key
+                value = json.dumps(
+                    weights if key == "LOSS_WEIGHTS" else min(weights)
+                )  # 2.0, not 2: a float's key
                 settings.append(f'DISTILL.{method_name.upper()}.{key} "{value}"')
     return settings

@@ -15,7 +15,7 @@ from mgd_det.errors import ConfigError
 
 
 def test_every_key_has_a_comment():
-    lines = [line.strip() for line in inspect.getsource(add_mgd_config).splitlines()]
+    lines = [line.strip() for line in inspect.getsource(inspect.getmodule(add_mgd_config)).splitlines()]
     keys = [i for i, line in enumerate(lines) if line.startswith("cfg.")]
     keys = [i for i in keys if "CfgNode()" not in lines[i]]
     assert len(keys) > 10

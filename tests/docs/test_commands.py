@@ -24,7 +24,7 @@ SHORT = [
     *("MODEL.FPN.OUT_CHANNELS", "16", "MODEL.RETINANET.NUM_CONVS", "1", "DATALOADER.NUM_WORKERS", "0"),
     *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "TEST.DETECTIONS_PER_IMAGE", "5"),
     *("MODEL.RETINANET.SCORE_THRESH_TEST", "0.0"),  # two iterations leave nothing above the usual one
-    *("DISTILL.MGD.UPDATE.NUM_IMAGES", "4"),
+    *("DISTILL.MATCHING.NUM_IMAGES", "4"),
 ]
 # Other commands in short, by their script: what is appended. Their own tests run more of them.
 SHORTER = {

@@ -119,9 +119,9 @@ def test_own_trainer_distils_and_predict_finds_something(mgd_cfg, demo_data, tmp
     teacher = mgd_cfg.DISTILL.TEACHER
     run_tool(
         *(EXAMPLES / "own_trainer.py", "--config-file", run / "student_config.yaml", *ON_CPU),
-        *("DATASETS.REGISTER", mgd_cfg.DATASETS.REGISTER, "DISTILL.MGD.UPDATE.NUM_IMAGES", 4),
+        *("DATASETS.REGISTER", mgd_cfg.DATASETS.REGISTER, "DISTILL.MATCHING.NUM_IMAGES", 4),
         *("DISTILL.TEACHER.CONFIG_FILE", teacher.CONFIG_FILE, "DISTILL.TEACHER.WEIGHTS", teacher.WEIGHTS),
-        *("SOLVER.MAX_ITER", 2, "DISTILL.MGD.WEIGHTS", [0.5]),
+        *("SOLVER.MAX_ITER", 2, "DISTILL.MGD.LOSS_WEIGHTS", [0.5]),
     )
     logged = metrics(run)
     assert logged["loss_mgd_res4"] > 0

@@ -76,7 +76,7 @@ def test_steps_skipped_for_overflow_leave_student_and_matching_as_they_were(mgd_
     mgd_cfg.DATASETS.TEST = ()
     mgd_cfg.SOLVER.AMP.ENABLED, mgd_cfg.SOLVER.AMP.DTYPE = True, "float16"
     mgd_cfg.SOLVER.MAX_ITER, mgd_cfg.DISTILL.GRADIENT_PERIOD = 3, 1
-    mgd_cfg.DISTILL.MGD.UPDATE.MODE, mgd_cfg.DISTILL.MGD.UPDATE.ONLINE_EVERY = "online", 1
+    mgd_cfg.DISTILL.MATCHING.MODE, mgd_cfg.DISTILL.MATCHING.ONLINE_EVERY = "online", 1
     default_setup(mgd_cfg, None)
     trainer = Trainer(mgd_cfg)
     scaler = trainer._trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)

@@ -23,15 +23,17 @@ def due(schedule: UpdateSchedule, last: int) -> list[int]:
 
 
 def test_default_schedule_over_a_coco_run(mgd_cfg):
-    mgd_cfg.DISTILL.MGD.UPDATE.PERIOD = 5000
+    mgd_cfg.DISTILL.MATCHING.PERIOD = 5000
     schedule = RematchHook(mgd_cfg).updates
     assert due(schedule, 90000) == [0, 5000, 10000, 15000, 30000, 45000, 60000, 75000, 90000]
 
 
-@pytest.mark.parametrize("key", ["PERIOD", "SLOW_AFTER", "SLOW_PERIOD", "NUM_IMAGES"])
+@pytest.mark.parametrize(
+    "key", ["MATCHING.PERIOD", "EXPERIMENT.SLOW_AFTER", "EXPERIMENT.SLOW_PERIOD", "MATCHING.NUM_IMAGES"]
+)
 def test_schedules_that_make_no_sense(mgd_cfg, key):
-    mgd_cfg.DISTILL.MGD.UPDATE[key] = -1
-    with pytest.raises(ConfigError, match=rf"DISTILL\.MGD\.UPDATE\.{key} = -1"):
+    mgd_cfg.merge_from_list([f"DISTILL.{key}", -1])
+    with pytest.raises(ConfigError, match=rf"DISTILL\.{key} = -1"):
         RematchHook(mgd_cfg)
 
 
@@ -54,7 +56,7 @@ def test_images_depend_on_seed_and_iteration_alone(mgd_cfg):
 
 def test_images_are_the_whole_set_when_it_is_small(mgd_cfg):
     register_datasets(mgd_cfg)
-    mgd_cfg.DISTILL.MGD.UPDATE.NUM_IMAGES = 1000
+    mgd_cfg.DISTILL.MATCHING.NUM_IMAGES = 1000
     assert sum(len(batch) for batch in MatchingImages(mgd_cfg)(0)) == 16
 
 
@@ -144,10 +146,10 @@ def iterations_of(trainer, name: str) -> list[int]:
 
 def test_online_takes_the_features_of_training_steps_and_no_others(mgd_cfg):
     """Every second step of two images; what PreciseBN runs through the model does not count."""
-    mgd_cfg.DISTILL.MGD.UPDATE.MODE = "online"
-    mgd_cfg.DISTILL.MGD.UPDATE.ONLINE_EVERY = 2
-    mgd_cfg.DISTILL.MGD.UPDATE.ONLINE_DECAY = 0.5
-    mgd_cfg.DISTILL.MGD.UPDATE.PERIOD = 3
+    mgd_cfg.DISTILL.MATCHING.MODE = "online"
+    mgd_cfg.DISTILL.MATCHING.ONLINE_EVERY = 2
+    mgd_cfg.DISTILL.EXPERIMENT.ONLINE_DECAY = 0.5
+    mgd_cfg.DISTILL.MATCHING.PERIOD = 3
     mgd_cfg.TEST.PRECISE_BN.ENABLED, mgd_cfg.TEST.PRECISE_BN.NUM_ITER = True, 2
     mgd_cfg.TEST.EVAL_PERIOD = 1
     mgd_cfg.DISTILL.MGD.NORM = "BN"  # not one of those whose statistics PreciseBN computes
@@ -191,14 +193,14 @@ def test_online_statistics_are_those_of_the_features_seen(mgd_cfg, images):
 
 
 def test_explicit_iterations_and_an_end(mgd_cfg):
-    mgd_cfg.DISTILL.MGD.UPDATE.ITERATIONS = [1, 4]
-    mgd_cfg.DISTILL.MGD.UPDATE.UNTIL = 3
+    mgd_cfg.DISTILL.MATCHING.ITERATIONS = [1, 4]
+    mgd_cfg.DISTILL.MATCHING.UNTIL = 3
     assert iterations_of(trained(mgd_cfg, 6), "mgd_res3/match_cost") == [0, 1]
 
 
 def test_losses_rise_fall_and_stop(mgd_cfg):
     mgd_cfg.DISTILL.SCHEDULE.WARMUP_ITERS = 2
-    mgd_cfg.DISTILL.SCHEDULE.DECAY_ITER = 2
+    mgd_cfg.DISTILL.EXPERIMENT.DECAY_ITER = 2
     mgd_cfg.DISTILL.SCHEDULE.STOP_ITER = 4
     trainer = trained(mgd_cfg, 6)
     factors = [value for value, _ in trainer.storage.history("mgd_res4/weight").values()]
@@ -267,11 +269,11 @@ def test_a_worker_forked_by_a_dying_process_ends(mgd_cfg):
 @pytest.mark.parametrize(
     ("opts", "match"),
     [
-        (["DISTILL.MGD.UPDATE.MODE", "sometimes"], r"UPDATE\.MODE = 'sometimes'.*\"online\""),
-        (["DISTILL.MGD.UPDATE.ONLINE_DECAY", 1.5], r"ONLINE_DECAY = 1\.5"),
-        (["DISTILL.MGD.UPDATE.ONLINE_EVERY", 0], r"ONLINE_EVERY = 0"),
+        (["DISTILL.MATCHING.MODE", "sometimes"], r"MATCHING\.MODE = 'sometimes'.*\"online\""),
+        (["DISTILL.EXPERIMENT.ONLINE_DECAY", 1.5], r"ONLINE_DECAY = 1\.5"),
+        (["DISTILL.MATCHING.ONLINE_EVERY", 0], r"ONLINE_EVERY = 0"),
         (["DISTILL.SCHEDULE.WARMUP_ITERS", -1], r"WARMUP_ITERS = -1"),
-        (["DISTILL.SCHEDULE.DECAY_ITER", 5], r"DECAY_ITER = 5.*STOP_ITER is 0.*Set STOP_ITER"),
+        (["DISTILL.EXPERIMENT.DECAY_ITER", 5], r"DECAY_ITER = 5.*STOP_ITER is 0.*Set STOP_ITER"),
     ],
 )
 def test_more_schedules_that_make_no_sense(mgd_cfg, opts, match):

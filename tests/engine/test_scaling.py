@@ -9,15 +9,15 @@ from mgd_det.errors import ConfigError
 
 
 def distillation(cfg) -> dict:
-    return {**cfg.DISTILL.MGD.UPDATE, **cfg.DISTILL.SCHEDULE}
+    return {**cfg.DISTILL.MATCHING, **cfg.DISTILL.SCHEDULE, **cfg.DISTILL.EXPERIMENT}
 
 
 def test_the_iterations_of_the_distillation_scale_with_the_training(mgd_cfg):
     """Of 8 processes 2 are there: a quarter of the batch, four times the iterations."""
     mgd_cfg.SOLVER.REFERENCE_WORLD_SIZE, mgd_cfg.SOLVER.IMS_PER_BATCH = 8, 16
     mgd_cfg.SOLVER.MAX_ITER = 100
-    mgd_cfg.merge_from_list(["DISTILL.MGD.UPDATE.ITERATIONS", [0, 10, 25]])
-    mgd_cfg.merge_from_list(["DISTILL.MGD.UPDATE.UNTIL", 90, "DISTILL.SCHEDULE.STOP_ITER", 80])
+    mgd_cfg.merge_from_list(["DISTILL.MATCHING.ITERATIONS", [0, 10, 25]])
+    mgd_cfg.merge_from_list(["DISTILL.MATCHING.UNTIL", 90, "DISTILL.SCHEDULE.STOP_ITER", 80])
     mgd_cfg.freeze()
     before = distillation(mgd_cfg)
     scaled = Trainer.auto_scale_workers(mgd_cfg, 2)
@@ -33,7 +33,7 @@ def test_the_iterations_of_the_distillation_scale_with_the_training(mgd_cfg):
 
 def test_more_processes_never_switch_a_period_off(mgd_cfg):
     mgd_cfg.SOLVER.REFERENCE_WORLD_SIZE = 1  # UPDATE.PERIOD is 3
-    assert Trainer.auto_scale_workers(mgd_cfg, 8).DISTILL.MGD.UPDATE.PERIOD == 1
+    assert Trainer.auto_scale_workers(mgd_cfg, 8).DISTILL.MATCHING.PERIOD == 1
 
 
 def test_without_it_nothing_is_scaled(mgd_cfg):

@@ -43,7 +43,7 @@ WIDER = {
     "mask": ["MODEL.ROI_BOX_HEAD.FC_DIM", 40],
     "fcos": [],
 }
-FEWER_HASHES = ["DISTILL.LSH.NUM_HASHES", 64, "DISTILL.LSH.WEIGHTS", [1.0]]
+FEWER_HASHES = ["DISTILL.LSH.NUM_HASHES", 64, "DISTILL.LSH.LOSS_WEIGHTS", [1.0]]
 
 
 @pytest.fixture(scope="module")

@@ -148,7 +148,7 @@ WIDTHS = {"p3": 4, "p4": 4}, {"p3": 4, "p4": 6}
     ("kind", "kinds"), [("auto", [nn.Identity, nn.Conv2d]), ("always", [nn.Conv2d, nn.Conv2d])]
 )
 def test_adapters_of_plain_imitation(kind, kinds):
-    method = from_config(Imitation, *WIDTHS, TAPS=["p3", "p4"], ADAPTER=kind, WEIGHTS=[1.0, 2.0])
+    method = from_config(Imitation, *WIDTHS, TAPS=["p3", "p4"], ADAPTER=kind, LOSS_WEIGHTS=[1.0, 2.0])
     assert [type(adapter) for adapter in method.adapters.values()] == kinds
     assert method.adapters["p4"].weight.shape == (6, 4, 1, 1)
     assert method.losses == {
@@ -182,8 +182,8 @@ def test_hidden_width_of_the_mlp(hidden, width):
     ("cls", "keys", "message"),
     [
         (Imitation, {"ADAPTER": "some"}, r"IMITATION\.ADAPTER = 'some'.*'auto', 'always', 'never'"),
-        (Imitation, {"WEIGHTS": [1.0, -1.0]}, r"IMITATION\.WEIGHTS.*at least 0"),
-        (Imitation, {"WEIGHTS": [1.0] * 3}, r"IMITATION\.WEIGHTS.*3 weights for 2 taps"),
+        (Imitation, {"LOSS_WEIGHTS": [1.0, -1.0]}, r"IMITATION\.LOSS_WEIGHTS.*at least 0"),
+        (Imitation, {"LOSS_WEIGHTS": [1.0] * 3}, r"IMITATION\.LOSS_WEIGHTS.*3 weights for 2 taps"),
         (Imitation, {"FOREGROUND_WEIGHT": -1.0}, r"IMITATION\.FOREGROUND_WEIGHT = -1"),
         (Imitation, {"FOREGROUND_WEIGHT": NAN}, r"IMITATION\.FOREGROUND_WEIGHT = nan"),
         (Imitation, {"TAPS": []}, r"IMITATION\.TAPS.*no tap"),

@@ -265,7 +265,7 @@ def test_the_papers_settings_are_the_defaults():
     assert method.num_hashes == 4096
     assert isinstance(method.adapters["head"], nn.Conv2d)
     assert list(from_config(TERMS=["l2"]).losses) == ["loss_lsh_head_l2"]
-    assert list(from_config(TAPS=["p3", "res5"], WEIGHTS=[1.0, 2.0]).losses.values()) == [
+    assert list(from_config(TAPS=["p3", "res5"], LOSS_WEIGHTS=[1.0, 2.0]).losses.values()) == [
         *[LossInfo("p3", 1.0)] * 2,
         *[LossInfo("res5", 2.0)] * 2,
     ]
@@ -286,7 +286,7 @@ def test_weights_multiply_both_terms():
         ({"TERMS": []}, r"LSH\.TERMS = \[\]: no term"),
         ({"TERMS": ["l2", "l2"]}, r"LSH\.TERMS.*twice"),
         ({"NUM_HASHES": 0}, r"LSH\.NUM_HASHES = 0"),
-        ({"WEIGHTS": [1.0, 1.0]}, r"LSH\.WEIGHTS.*2 weights for 1 taps"),
+        ({"LOSS_WEIGHTS": [1.0, 1.0]}, r"LSH\.LOSS_WEIGHTS.*2 weights for 1 taps"),
         ({"TAPS": ["predictions"]}, r"LSH\.TAPS.*does not work on 'predictions'"),
         ({"TAPS": ["p3=head"]}, r"LSH\.TAPS.*does not work on 'p3=head'"),
     ],

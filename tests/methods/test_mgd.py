@@ -8,7 +8,7 @@ import torch
 from mgd_det.errors import ConfigError
 from mgd_det.maths.matching import assignment_cost, channel_cost, control_cost
 from mgd_det.maths.reducers import absolute_max
-from mgd_det.methods import TapFeatures, TapInfo
+from mgd_det.methods import AssignmentControl, TapFeatures, TapInfo
 from mgd_det.methods.mgd import MGD
 
 
@@ -22,8 +22,14 @@ def features(student: int, teacher: int, mask=None, n: int = 2, seed: int = 0) -
     )
 
 
+def built(channels: int, tap: str = "res3", control: tuple = ("solved", 0), **options) -> MGD:
+    mgd = MGD(channels={tap: channels}, **{"norm": "", "weights": [1.0], **options})
+    mgd.control = AssignmentControl(*control)
+    return mgd
+
+
 def solved(found: TapFeatures, tap: str = "res3", **options) -> MGD:
-    mgd = MGD(channels={tap: found.student.shape[1]}, **{"norm": "", "weights": [1.0], **options})
+    mgd = built(found.student.shape[1], tap, **options)
     mgd.attach({}, {tap: TapInfo(found.teacher.shape[1], 8, True)})
     mgd.observe({tap: found})
     mgd.absorb(lambda tensor: None, decay=0)
@@ -141,19 +147,19 @@ def test_costs_of_the_identity_by_hand(student, teacher, expected):
     ],
 )
 def test_the_identity_takes_teacher_channels_by_number(student, teacher, options, groups):
-    mgd = solved(features(student, teacher), assignment="identity", **options)
+    mgd = solved(features(student, teacher), control=("identity", 0), **options)
     assert mgd._matchings["res3"].groups.tolist() == groups
 
 
 def test_the_random_assignment_is_valid_and_the_same_at_every_solution():
     """Whatever the features: it is drawn once. The reported cost stays that of the features."""
     found, others = features(4, 16), features(4, 16, seed=5)
-    mgd = solved(found, assignment="random")
+    mgd = solved(found, control=("random", 0))
     groups = mgd._matchings["res3"].groups
     assert sorted(groups.flatten().tolist()) == list(range(16))
     assert not torch.equal(groups, solved(found)._matchings["res3"].groups)
-    assert not torch.equal(groups, solved(found, assignment="identity")._matchings["res3"].groups)
-    another = solved(found, assignment="random", assignment_seed=1)
+    assert not torch.equal(groups, solved(found, control=("identity", 0))._matchings["res3"].groups)
+    another = solved(found, control=("random", 1))
     assert not torch.equal(groups, another._matchings["res3"].groups)
     mgd.observe({"res3": others})
     mgd.absorb(lambda tensor: None, decay=0)
@@ -166,15 +172,9 @@ def test_the_random_assignment_is_valid_and_the_same_at_every_solution():
     assert report.cost > assignment_cost(cost, best._matchings["res3"].groups)
 
 
-def test_a_control_is_not_resumed_as_the_method_and_unknown_ones_are_named():
-    saved = solved(features(4, 8), assignment="random").state_dict()
-    with pytest.raises(ConfigError, match=r"MGD\.ASSIGNMENT = 'solved'.*'random'"):
-        MGD(channels={"res3": 4}, norm="", weights=[1.0]).load_state_dict(saved)
-    with pytest.raises(ConfigError, match=r"ASSIGNMENT = 'none'.*'solved', 'random', 'identity'"):
-        MGD(channels={"res3": 4}, assignment="none")
-    with pytest.raises(ConfigError, match=r"MGD\.ASSIGNMENT_SEED = 1.*made with 0"):
-        MGD(
-            channels={"res3": 4}, norm="", weights=[1.0], assignment="random", assignment_seed=1
-        ).load_state_dict(saved)
-    with pytest.raises(ConfigError, match=r"ASSIGNMENT_SEED = -1: negative"):
-        MGD(channels={"res3": 4}, assignment_seed=-1)
+def test_a_control_is_not_resumed_as_the_method():
+    saved = solved(features(4, 8), control=("random", 0)).state_dict()
+    with pytest.raises(ConfigError, match=r"EXPERIMENT\.ASSIGNMENT = 'solved'.*'random'"):
+        built(4).load_state_dict(saved)
+    with pytest.raises(ConfigError, match=r"EXPERIMENT\.ASSIGNMENT_SEED = 1.*made with 0"):
+        built(4, control=("random", 1)).load_state_dict(saved)

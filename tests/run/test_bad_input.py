@@ -94,20 +94,20 @@ CASES = {
     "no taps": (["DISTILL.MGD.TAPS", []], ["DISTILL.MGD.TAPS = []", "Name each tap once"]),
     "a tap twice": (["DISTILL.MGD.TAPS", ["res3", "res3"]], ["DISTILL.MGD.TAPS", "twice"]),
     "weights that do not fit the taps": (
-        ["DISTILL.MGD.WEIGHTS", [0.1, 0.2]],
-        ["DISTILL.MGD.WEIGHTS = [0.1, 0.2]", "2 weights for 3 taps"],
+        ["DISTILL.MGD.LOSS_WEIGHTS", [0.1, 0.2]],
+        ["DISTILL.MGD.LOSS_WEIGHTS = [0.1, 0.2]", "2 weights for 3 taps"],
     ),
     "a tap behind frozen layers": (
         ["DISTILL.MGD.TAPS", ["res2"], "MODEL.BACKBONE.FREEZE_AT", 2],
         ["DISTILL.MGD.TAPS = ['res2']", "no trainable weight", "MODEL.BACKBONE.FREEZE_AT"],
     ),
     "a negative period": (
-        ["DISTILL.MGD.UPDATE.PERIOD", -5],
-        ["DISTILL.MGD.UPDATE.PERIOD = -5", "at least 0"],
+        ["DISTILL.MATCHING.PERIOD", -5],
+        ["DISTILL.MATCHING.PERIOD = -5", "at least 0"],
     ),
     "no images to match on": (
-        ["DISTILL.MGD.UPDATE.NUM_IMAGES", 0],
-        ["DISTILL.MGD.UPDATE.NUM_IMAGES = 0", "at least 1"],
+        ["DISTILL.MATCHING.NUM_IMAGES", 0],
+        ["DISTILL.MATCHING.NUM_IMAGES = 0", "at least 1"],
     ),
     "the distiller as its own student": (
         ["DISTILL.STUDENT_ARCHITECTURE", "DistilledDetector"],
@@ -142,8 +142,8 @@ CASES = {
         ["DISTILL.TEACHER.CONFIG_FILE", "cannot build this network"],
     ),
     "negative loss weights": (
-        ["DISTILL.MGD.WEIGHTS", [-1.0]],
-        ["DISTILL.MGD.WEIGHTS = [-1.0]", "at least 0"],
+        ["DISTILL.MGD.LOSS_WEIGHTS", [-1.0]],
+        ["DISTILL.MGD.LOSS_WEIGHTS = [-1.0]", "at least 0"],
     ),
     "residuals without a norm to zero": (
         ["MODEL.RESNETS.ZERO_INIT_RESIDUAL", True, "MODEL.RESNETS.NORM", ""],
@@ -227,8 +227,12 @@ CASES = {
         ["DISTILL.STUDENT_OPTS = ['model.num_classes=12']", "'RetinaNet' is described by the MODEL keys"],
     ),
     "an unknown assignment": (
-        ["DISTILL.MGD.ASSIGNMENT", "lucky"],
-        ["DISTILL.MGD.ASSIGNMENT = 'lucky'", "'random'"],
+        ["DISTILL.EXPERIMENT.ASSIGNMENT", "lucky"],
+        ["DISTILL.EXPERIMENT.ASSIGNMENT = 'lucky'", "'random'"],
+    ),
+    "a negative seed of an assignment": (
+        ["DISTILL.EXPERIMENT.ASSIGNMENT", "random", "DISTILL.EXPERIMENT.ASSIGNMENT_SEED", -1],
+        ["DISTILL.EXPERIMENT.ASSIGNMENT_SEED = -1", "at least 0"],
     ),
     "a tap in the head for a method of the backbone": (
         ["DISTILL.MGD.TAPS", ["res4", "head"]],

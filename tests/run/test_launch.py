@@ -104,7 +104,7 @@ def test_equal_widths_have_no_adapter_and_still_know_their_taps():
     from mgd_det.methods import TapInfo
 
     def method(taps):
-        node = CfgNode({"TAPS": taps, "WEIGHTS": [1.0], "ADAPTER": "auto", "FOREGROUND_WEIGHT": 1.0})
+        node = CfgNode({"TAPS": taps, "LOSS_WEIGHTS": [1.0], "ADAPTER": "auto", "FOREGROUND_WEIGHT": 1.0})
         inspect = lambda names: {name: TapInfo(8, 8, True) for name in names}  # noqa: E731
         return Imitation.from_config(node, inspect, inspect)
 

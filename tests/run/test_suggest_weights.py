@@ -75,12 +75,12 @@ def test_the_command_suggests_the_same_whatever_the_weights_are_and_writes_nothi
     mgd_cfg.DISTILL.SCHEDULE.WARMUP_ITERS = 100  # would make the first losses zero
     (tmp_path / "run.yaml").write_text(mgd_cfg.dump())
     command = (TRAIN_NET, "--config-file", tmp_path / "run.yaml", "--num-gpus", 0, "--suggest-weights", 1)
-    other = ["DISTILL.MGD.WEIGHTS", "[0.2, 5, 60]", "DISTILL.LOGITS.WEIGHT", "0.01"]
+    other = ["DISTILL.MGD.LOSS_WEIGHTS", "[0.2, 5, 60]", "DISTILL.LOGITS.WEIGHT", "0.01"]
     before = sorted(os.listdir(tmp_path))
     pairs, others = (to_append(run_tool(*command, *opts, cwd=tmp_path).stdout) for opts in ([], other))
     assert sorted(os.listdir(tmp_path)) == before
     assert pairs[::2] == [
-        *("DISTILL.MGD.WEIGHTS", "DISTILL.IMITATION.WEIGHTS"),
+        *("DISTILL.MGD.LOSS_WEIGHTS", "DISTILL.IMITATION.LOSS_WEIGHTS"),
         *("DISTILL.LOGITS.WEIGHT", "DISTILL.LOGITS.BOX_WEIGHT"),
     ]
     found = [[json.loads(value) for value in values[1::2]] for values in (pairs, others)]

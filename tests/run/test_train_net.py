@@ -176,7 +176,7 @@ def test_another_teacher_is_not_resumed_with(finished, tmp_path):
         (["DISTILL.TEACHER.OPTS", ["MODEL.RESNETS.RES2_OUT_CHANNELS", 64]], True),
         (["DISTILL.TEACHER.WEIGHTS", "ANOTHER"], True),
         (["DISTILL.ENABLED", False], False),
-        (["DISTILL.MGD.WEIGHTS", [0.5]], False),  # what fits is continued with all the same
+        (["DISTILL.MGD.LOSS_WEIGHTS", [0.5]], False),  # what fits is continued with all the same
     ],
 )
 def test_adapters_start_fresh_where_the_config_says_so(opts, fresh, finished, tmp_path):
@@ -238,7 +238,7 @@ def test_a_run_that_diverges_names_iteration_and_tap_and_leaves_its_checkpoints(
     cfg, _, _ = finished
     cfg = cfg.clone()
     cfg.OUTPUT_DIR = str(tmp_path / "run")
-    cfg.SOLVER.CHECKPOINT_PERIOD, cfg.DISTILL.MGD.WEIGHTS = 1, [0.05, 1e38, 0.05]
+    cfg.SOLVER.CHECKPOINT_PERIOD, cfg.DISTILL.MGD.LOSS_WEIGHTS = 1, [0.05, 1e38, 0.05]
     result = train_net(cfg, tmp_path, check=False)
     assert result.returncode == 1
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]

@@ -87,7 +87,7 @@ def record(demo_data, tmp_path_factory) -> dict:
         *("DATASETS.REGISTER", json.dumps(register), "DATASETS.TRAIN", '("benchmark_train",)'),
         *("MODEL.FPN.OUT_CHANNELS", "16", "DISTILL.TEACHER.OPTS", '["MODEL.FPN.OUT_CHANNELS", 16]'),
         *("DISTILL.TEACHER.CONFIG_FILE", "configs/demo/teacher.yaml"),
-        *("DISTILL.MGD.TAPS", '["res3", "res5"]', "DISTILL.MGD.WEIGHTS", "[2.0, 1.0]"),
+        *("DISTILL.MGD.TAPS", '["res3", "res5"]', "DISTILL.MGD.LOSS_WEIGHTS", "[2.0, 1.0]"),
     ]
     command = [sys.executable, "tools/benchmark.py", "--config-file", "configs/demo/student_mgd.yaml"]
     command += [

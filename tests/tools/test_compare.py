@@ -425,13 +425,13 @@ def test_a_run_is_given_its_gpus_alone(tmp_path):
 
 
 def test_an_override_can_be_each_runs_seed(tmp_path):
-    seed = ["DISTILL.MGD.ASSIGNMENT_SEED", "{seed}"]
+    seed = ["DISTILL.EXPERIMENT.ASSIGNMENT_SEED", "{seed}"]
     arms = {"alone": ["DISTILL.ENABLED", False], "mgd": seed}
     runs = plan(read_experiment(experiment(tmp_path, seeds=[11, 12], arms=arms)), 0)
-    found = [run.settings.get("DISTILL.MGD.ASSIGNMENT_SEED") for run in runs]
+    found = [run.settings.get("DISTILL.EXPERIMENT.ASSIGNMENT_SEED") for run in runs]
     assert found == [None, 11, None, 12]
     shared = plan(read_experiment(experiment(tmp_path, seeds=[11, 12], arms=arms, set=seed)), 0)
-    assert [run.settings["DISTILL.MGD.ASSIGNMENT_SEED"] for run in shared] == [11, 11, 12, 12]
+    assert [run.settings["DISTILL.EXPERIMENT.ASSIGNMENT_SEED"] for run in shared] == [11, 11, 12, 12]
 
 
 def test_a_run_that_outlived_the_tool_is_not_started_twice(tmp_path, capsys):

@@ -218,7 +218,7 @@ def runs(odd_data, tmp_path_factory) -> dict[str, Path]:
     cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
     cfg.DATALOADER.ASPECT_RATIO_GROUPING = True
     cfg.SOLVER.IMS_PER_BATCH = 8  # with 18 images, of which 2 or more have nothing to learn from
-    cfg.DISTILL.MGD.UPDATE.NUM_IMAGES = 18
+    cfg.DISTILL.MATCHING.NUM_IMAGES = 18
     (out / "student.log").write_text(train(cfg, student))
     return {"teacher": teacher, "student": student}
 

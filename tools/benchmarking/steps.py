@@ -105,7 +105,7 @@ class Bench:
         """What the online mode adds to those steps from which it takes statistics."""
         for method in self.model.matching:
             method.observe(self.features)
-            method.absorb(lambda tensor: None, self.cfg.DISTILL.MGD.UPDATE.ONLINE_DECAY)
+            method.absorb(lambda tensor: None, self.cfg.DISTILL.EXPERIMENT.ONLINE_DECAY)
 
     def passed_batch(self) -> None:
         """One batch of a pass over images, without the solving that ends the pass."""
@@ -207,7 +207,7 @@ def tap_growth(cfg: CfgNode, method: str, arguments: tuple[Any, ...], runs: int)
         fewer = cfg.clone()
         node = fewer.DISTILL[method.upper()]
         node.TAPS = node.TAPS[:number]
-        node.WEIGHTS = node.WEIGHTS[:number]  # one for all, or one for each
+        node.LOSS_WEIGHTS = node.LOSS_WEIGHTS[:number]  # one for all, or one for each
         steps = method_steps(Bench(fewer, method, *arguments), runs)
         rows.append({"taps": list(node.TAPS), **steps})
     return rows
@@ -218,8 +218,8 @@ def schedule_of(cfg: CfgNode) -> dict[str, int]:
     updates, last = RematchHook.from_config(cfg)["updates"], cfg.SOLVER.MAX_ITER
     return {
         "passes": 1 + sum(updates.due(i) for i in range(1, last)),
-        "images of a pass": cfg.DISTILL.MGD.UPDATE.NUM_IMAGES,
-        "online every": cfg.DISTILL.MGD.UPDATE.ONLINE_EVERY,
+        "images of a pass": cfg.DISTILL.MATCHING.NUM_IMAGES,
+        "online every": cfg.DISTILL.MATCHING.ONLINE_EVERY,
         "iterations": last,
         "batch": cfg.SOLVER.IMS_PER_BATCH,
     }

@@ -32,7 +32,7 @@ def kill_and_resume(config: Path, folder: Path, *, mode: str, kills: int, seed: 
     rng = random.Random(f"{seed} {mode}")
     output, iterations = folder / "killed", 5 * PERIOD * kills
     steps = ("SOLVER.MAX_ITER", iterations, "SOLVER.STEPS", (iterations // 2, iterations - PERIOD))
-    keys = ("DISTILL.EXACT_RESUME", True, "DISTILL.MGD.UPDATE.MODE", mode, *steps)
+    keys = ("DISTILL.EXACT_RESUME", True, "DISTILL.MATCHING.MODE", mode, *steps)
     checkpoints = ("SOLVER.CHECKPOINT_PERIOD", PERIOD)
     command = train_net(config, output, "--resume", *keys, *checkpoints, "SEED", -1)
     hits = Counter({"while writing a checkpoint": 0, "elsewhere in training": 0, "before training": 0})
@@ -75,7 +75,7 @@ def stock_resume(config: Path, folder: Path) -> Figures:
     """
     output = folder / "run"
     still = ("SOLVER.OPTIMIZER", "SGD", "SOLVER.MOMENTUM", 0.0, "SOLVER.WEIGHT_DECAY", 0.0)
-    keys = (*still, "SOLVER.CHECKPOINT_PERIOD", PERIOD, "DISTILL.MGD.UPDATE.MODE", "online")
+    keys = (*still, "SOLVER.CHECKPOINT_PERIOD", PERIOD, "DISTILL.MATCHING.MODE", "online")
     with Job(folder / "killed.log", *train_net(config, output, *keys)) as job:
         job.until(lambda: len(job.saved()) > 2, "it was killed")
     start = next_start(output)

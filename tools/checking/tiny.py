@@ -37,7 +37,7 @@ def make_config(folder: Path, data: Path, teacher: Path) -> Path:
         "SOLVER": {"IMS_PER_BATCH": 2, "WARMUP_ITERS": 5, "STEPS": []},
         "DISTILL": {
             "TEACHER": {"CONFIG_FILE": f"{teacher}/config.yaml", "WEIGHTS": f"{teacher}/model_final.pth"},
-            "MGD": {"UPDATE": {"NUM_IMAGES": 4, "PERIOD": 5, "ONLINE_EVERY": 2}},
+            "MATCHING": {"NUM_IMAGES": 4, "PERIOD": 5, "ONLINE_EVERY": 2},
         },
     }
     path = folder / "tiny.yaml"

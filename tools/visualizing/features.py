@@ -56,7 +56,9 @@ def collect(
         for (tap, matching), (s, t) in zip(state.taps.items(), names):
             pair = pair_maps(ours[s], theirs[t], [image], strides[s])
             stride = strides[s]
-            teacher_maps, target, student_maps = tap_maps(pair, matching, state.settings["REDUCER"])
+            teacher_maps, target, student_maps = tap_maps(
+                pair, matching, state.settings["DISTILL.MGD.REDUCER"]
+            )
             extent = image.shape[1] / stride, image.shape[2] / stride
             maps[tap] = TapMaps(teacher_maps, target, student_maps, stride, extent)
         found.append(maps)

@@ -31,7 +31,7 @@ class MatchingState(NamedTuple):
     """What a checkpoint holds of MGD."""
 
     taps: dict[str, TapMatching]
-    settings: dict[str, Any]  # REDUCER, MARGIN, SPREAD, ASSIGNMENT, NORM
+    settings: dict[str, Any]  # by config key
 
 
 def read_checkpoint(run: Run) -> dict[str, Any]:

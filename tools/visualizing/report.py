@@ -202,7 +202,9 @@ def idea_section(material: Material, maps: Sequence[dict[str, TapMaps]]) -> list
         channel = best_learnt_channel(maps[0][tap])
         sample = material.images.value.samples[0]
         pictures.append(
-            draw_idea(tap, state.taps[tap], sample, maps[0][tap], channel, state.settings["REDUCER"])
+            draw_idea(
+                tap, state.taps[tap], sample, maps[0][tap], channel, state.settings["DISTILL.MGD.REDUCER"]
+            )
         )
     return [Section("idea", "The idea", [texts.IDEA], pictures, steps=texts.STEPS)]
 
@@ -213,10 +215,10 @@ def matching_section(material: Material) -> Section:
     if material.state.value is None:
         return Section(anchor, title, [], [], [material.state.why])
     state: MatchingState = material.state.value
-    online = texts.ONLINE if material.run.cfg.DISTILL.MGD.UPDATE.MODE == "online" else ""
+    online = texts.ONLINE if material.run.cfg.DISTILL.MATCHING.MODE == "online" else ""
     intro = texts.MATCHING.format(online=online, images=next(iter(state.taps.values())).images)
-    if state.settings["ASSIGNMENT"] != "solved":
-        intro += texts.CONTROL.format(kind=state.settings["ASSIGNMENT"])
+    if state.settings["DISTILL.EXPERIMENT.ASSIGNMENT"] != "solved":
+        intro += texts.CONTROL.format(kind=state.settings["DISTILL.EXPERIMENT.ASSIGNMENT"])
     updates = attempt(lambda: draw_updates(material.run.metrics, list(state.taps)))
     pictures = []
     for tap, matching in state.taps.items():
@@ -237,7 +239,7 @@ def features_section(material: Material, maps: Sequence[dict[str, TapMaps]]) -> 
     intro = texts.FEATURES.format(count=len(maps), dataset=images.dataset, strides=", ".join(strides))
     samples = images.samples[: len(maps)]
     pictures = [
-        draw_features(tap, matching, samples, [m[tap] for m in maps], state.settings["REDUCER"])
+        draw_features(tap, matching, samples, [m[tap] for m in maps], state.settings["DISTILL.MGD.REDUCER"])
         for tap, matching in state.taps.items()
     ]
     return Section(anchor, title, [intro], pictures)
