@@ -1,1 +1,1 @@
-"""Functions on tensors: matching, pooling, losses, norms. Nothing here imports Detectron2."""
+"""Functions on tensors for matching, pooling, losses and norms. Nothing here imports Detectron2."""

@@ -1,7 +1,4 @@
-"""Where the objects are on a feature map.
-
-Pure functions on tensors, no Detectron2.
-"""
+"""Mark the objects on a feature map. The functions are pure and know nothing of Detectron2."""
 
 from __future__ import annotations
 
@@ -12,19 +9,19 @@ from torch import Tensor
 
 
 def foreground_mask(boxes: Sequence[Tensor], stride: int, height: int, width: int) -> Tensor:
-    """The positions of a feature map whose centres lie in a ground-truth box.
+    """Mark the positions of a feature map whose centres lie in a ground-truth box.
 
-    The centre of position (y, x) is ((x + .5) * stride, (y + .5) * stride); a box holds its left and top
-    edge, not its right and bottom one. A box too small to hold any centre marks the one position that its
+    The centre of position (y, x) is ((x + .5) * stride, (y + .5) * stride). A box holds its left and top
+    edges, not its right and bottom ones. A box too small to hold any centre marks the one position that its
     own centre falls into, so that no object is lost at a coarse stride.
 
     Args:
-        boxes: of each image, (G, 4) x1, y1, x2, y2 in input pixels; G may be 0. At least one image.
+        boxes: the boxes of each of N >= 1 images, (G, 4): x1, y1, x2, y2 in input pixels. G may be 0.
         stride: input pixels from one position to the next.
-        height, width: of the feature map, H and W.
+        height, width: H and W of the feature map.
 
     Returns:
-        (N, 1, H, W) bool on the boxes' device. Nothing is marked outside the map.
+        (N, 1, H, W) bool, on the boxes' device. A position outside the map is dropped.
 
     Raises:
         ValueError: the boxes of an image are not (G, 4).
@@ -44,7 +41,16 @@ def foreground_mask(boxes: Sequence[Tensor], stride: int, height: int, width: in
 
 
 def _positions(low: Tensor, high: Tensor, stride: int, size: int) -> tuple[Tensor, Tensor]:
-    """(G, size) along one axis: the centres in [low, high), and the position that its middle falls into."""
+    """Find the positions that boxes cover along one axis.
+
+    Args:
+        low, high: (G,) ends of the boxes, in input pixels.
+        stride: input pixels from one position to the next.
+        size: number of positions.
+
+    Returns:
+        Two (G, size) bool: the positions whose centres lie in [low, high), and the one that holds the middle.
+    """
     index = torch.arange(size, device=low.device)
     centres = (index + 0.5) * stride
     inside = (low[:, None] <= centres) & (centres < high[:, None])

@@ -1,8 +1,8 @@
-"""How strongly each distillation loss pulls at its tap, beside the task's own losses. No Detectron2.
+"""Compare the gradient of each distillation loss at its tap with that of the task's own losses.
 
-The task's gradient at a tap is had from the user's own backward pass: what arrives there, less what the
-distillation losses bring, which is computed apart, from those losses down to the shallowest tap alone.
-A loss that acts in the head is followed from there.
+The task's gradient at a tap is the gradient that arrives there in the user's own backward pass, less that of
+the distillation losses. The latter is computed separately, from those losses down to the shallowest tap
+alone. A loss that acts in the head is compared there.
 """
 
 from __future__ import annotations
@@ -14,21 +14,25 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-# Lifts the gradients of mean losses, differentiated here without the trainer's loss scale, out of the
-# range that float16 rounds to zero.
+# The losses are differentiated here without the trainer's loss scale. This factor keeps the gradients of mean
+# losses out of the range that float16 rounds to zero.
 _SCALE = 2.0**16
 
 
 class GradientPoint:
-    """A place in a network's graph at which gradients are looked at.
+    """A place in a network's autograd graph at which gradients are recorded.
 
     Args:
-        tensor: (N, C, H, W), in the graph. The network may go on to change it in place.
+        tensor: a tensor in the graph, of any shape. The network may change it in place afterwards.
+
+    Attributes:
+        edge: the tensor's gradient edge.
+        arrived: the gradient that arrived in the latest backward pass, of the tensor's shape; None before.
     """
 
     def __init__(self, tensor: Tensor) -> None:
         self.edge = get_gradient_edge(tensor)
-        self.arrived: Tensor | None = None  # in the latest backward pass
+        self.arrived: Tensor | None = None
         tensor.register_hook(self._take)
 
     def _take(self, gradient: Tensor) -> None:
@@ -36,14 +40,14 @@ class GradientPoint:
 
 
 class GradientRatios:
-    """A measurement in one training step, begun between its forward and its backward pass.
+    """The measurement of one training step; build it between the forward and the backward pass.
 
-    The graph is left as it was, and so are all gradients of the step.
+    It changes neither the graph nor any gradient of the step.
 
     Args:
-        losses: name -> a scalar as it enters the sum that will be differentiated, and the point in the
-            network at which it acts.
-        elsewhere: distillation losses that act at no point, and are no task's either.
+        losses: by name, a scalar loss as it enters the sum that will be differentiated, and the point in
+            the network at which it acts.
+        elsewhere: scalar distillation losses that act at no point, and do not belong to the task either.
     """
 
     def __init__(
@@ -54,19 +58,21 @@ class GradientRatios:
         points = list(dict.fromkeys(self._points.values()))
         every = torch.stack([*(loss for loss, _ in losses.values()), *elsewhere]).sum()
         self._distilled = dict(zip(points, _gradients(every, points)))
-        for point in points:  # the differentiation above has passed there, too
+        for point in points:  # The differentiation above has left its gradients there.
             point.arrived = None
-        self._scale: Tensor | None = None  # of the user's backward pass: a loss scale, an accumulation
+        # The factor of the user's backward pass, such as a loss scale or one over accumulated steps.
+        self._scale: Tensor | None = None
         next(iter(losses.values()))[0].register_hook(self._take_scale)
 
     def _take_scale(self, gradient: Tensor) -> None:
         self._scale = gradient
 
     def ratios(self) -> dict[str, float]:
-        """After the backward pass: norm of each loss's gradient at its point, over that of the task losses.
+        """Return, after the backward pass, the norm of each loss's gradient over that of the task's losses.
 
-        Empty where there was no backward pass, or its gradients overflowed; a loss at whose point the
-        task has no gradient is left out.
+        Returns:
+            By name, the ratio at the loss's point. A loss at whose point the task has no finite gradient is
+            left out. It is empty if there was no backward pass.
         """
         if self._scale is None:
             return {}
@@ -81,8 +87,8 @@ class GradientRatios:
 
 
 def _gradients(loss: Tensor, points: list[GradientPoint]) -> list[Tensor]:
-    """Of a scalar at the points, in float32."""
-    # A backward pass does not belong into the autocast region that its forward pass ran in.
+    """Return the gradients of a scalar loss at the points, in float32 and the points' shapes."""
+    # PyTorch recommends against running a backward pass under autocast.
     with torch.autocast(loss.device.type, enabled=False):
         found = torch.autograd.grad(
             loss, [point.edge for point in points], torch.full_like(loss, _SCALE), retain_graph=True

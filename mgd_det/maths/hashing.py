@@ -1,31 +1,30 @@
-"""Feature mimicking with a locality-sensitive hashing loss.
+"""Compute the losses of feature mimicking: a locality-sensitive hashing loss and a squared error.
 
-Pure functions on tensors, no Detectron2. Source: "Distilling Knowledge by Mimicking Features" (Wang, Ge,
-Wu; TPAMI 2022; arXiv 2011.01424). Hashing asks for the teacher's direction and leaves the length free;
-it diverges easily without the squared error beside it. Shapes: M feature vectors of length D, K hashes.
+The functions are pure and know nothing of Detectron2. They follow "Distilling Knowledge by Mimicking
+Features" (Wang, Ge, Wu; TPAMI 2022; arXiv 2011.01424). Hashing asks for the teacher's direction and leaves
+the length free; it diverges easily without the squared error. In the shapes, M is the number of feature
+vectors, D is their length and K is the number of hashes.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import BackwardCFunction, once_differentiable
 from torch.nn import functional as F
 
-CHUNK_ELEMENTS = 2**22  # of (rows, K) that are held at a time: 1024 rows at K 4096, 16 MiB in float32
+CHUNK_ELEMENTS = 2**22  # elements of (rows, K) held at a time: 1024 rows at K = 4096, 16 MiB in float32
 
 
 def projection(num_hashes: int, length: int, std: float, seed: int) -> Tensor:
-    """The frozen random directions to hash along, the same in every process.
+    """Draw the frozen random directions to hash along, the same ones in every process.
 
     Args:
         num_hashes: K.
         length: D.
         std: standard deviation of the entries; the paper takes that of the weights of the teacher's
             classification layer.
-        seed: of a generator of its own, so that nothing else that is drawn changes.
+        seed: seed of the function's own generator; torch's global one is left alone.
 
     Returns:
         (K, D) float32 on the CPU, drawn from Normal(0, std).
@@ -36,19 +35,20 @@ def projection(num_hashes: int, length: int, std: float, seed: int) -> Tensor:
 def hashing_loss(
     student: Tensor, teacher: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None = None
 ) -> Tensor:
-    """Cross entropy of the student's projections against the teacher's hash bits.
+    """Compute the cross entropy of the student's projections against the teacher's hash bits.
 
-    The bits are `1[W t + b > 0]`, the student's logits `W s + b`; the mean is over hashes and rows.
+    The bits are `1[W t + b > 0]` and the student's logits are `W s + b`; the mean is over hashes and rows.
     Memory beyond that of the features is bounded by `CHUNK_ELEMENTS`, not by M * K.
 
     Args:
         student: (M, D), any float dtype; the loss is computed in float32 or wider, under autocast too.
-        teacher: (M, D); no gradient flows into it, nor into weight and bias.
-        weight, bias: (K, D) and (K,); a :func:`projection`, and zeros in the paper's detection settings.
-        mask: (M,), True at the rows that count; None for all.
+        teacher: (M, D), any float dtype; no gradient flows into it, nor into weight and bias.
+        weight: (K, D), a :func:`projection`.
+        bias: (K,), zeros in the paper's detection settings.
+        mask: (M,) bool, True at the rows that count; None if all do.
 
     Returns:
-        Scalar; zero, in the student's graph, where no row counts. Differentiable once.
+        Scalar, differentiable once. It is zero, and in the student's graph, if no row counts.
 
     Raises:
         ValueError: the shapes do not fit each other.
@@ -67,18 +67,21 @@ def hashing_loss(
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
-    """Sum over rows and hashes, in chunks of rows.
+    """The sum over rows and hashes, computed in chunks of rows.
 
-    The gradient, `(sigmoid(W s + b) - bits) W`, is taken in the forward pass, while a chunk's projections
-    are at hand: kept, they are K / D times the features; computed again, they cost as much as before.
+    The gradient, `(sigmoid(W s + b) - bits) W`, is computed in the forward pass, while a chunk's projections
+    are there. To keep them would take K / D times the memory of the features, and to compute them again would
+    double the time.
     """
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(
+        ctx: BackwardCFunction, student: Tensor, teacher: Tensor, weight: Tensor, bias: Tensor
+    ) -> Tensor:
         dtype = torch.promote_types(student.dtype, torch.float32)
         weight, bias = weight.to(dtype), bias.to(dtype)
         total = weight.new_zeros(())
-        # Not in the features' dtype: float16 would overflow here, or underflow once divided by M * K.
+        # In float16 the gradient would overflow here, or underflow once it is divided by M * K.
         gradient = torch.empty(student.shape, dtype=dtype, device=student.device)
         rows = max(CHUNK_ELEMENTS // max(len(weight), 1), 1)
         for s, t, g in zip(student.split(rows), teacher.split(rows), gradient.split(rows)):
@@ -91,21 +94,21 @@ class _SummedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: BackwardCFunction, upstream: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * upstream, None, None, None
 
 
 def mimicking_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean squared error over the elements of the rows that count.
+    """Compute the mean squared error over the elements of the rows that count.
 
     Args:
         student: (M, D), any float dtype; the loss is computed in float32 or wider.
-        teacher: (M, D); no gradient flows into it.
-        mask: (M,), True at the rows that count; None for all.
+        teacher: (M, D), any float dtype; no gradient flows into it.
+        mask: (M,) bool, True at the rows that count; None if all do.
 
     Returns:
-        Scalar; zero, in the student's graph, where no row counts.
+        Scalar. It is zero, and in the student's graph, if no row counts.
 
     Raises:
         ValueError: the shapes do not fit each other.
@@ -115,21 +118,22 @@ def mimicking_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = None)
     difference = student.to(dtype) - teacher.detach().to(dtype)
     if mask is None:
         return difference.square().sum() / max(difference.numel(), 1)
-    # `where` rather than a product, so that NaN in rows that do not count does not reach the sum.
+    # A product would let NaN in the rows that do not count through.
     difference = torch.where(mask[:, None], difference, 0.0)
     return difference.square().sum() / (mask.sum() * student.shape[1]).clamp_min(1)
 
 
 def neighbourhoods(features: Tensor, kernel: int) -> Tensor:
-    """The kernel x kernel neighbourhood of every position as a vector, zeros beyond the border.
+    """Return the kernel x kernel neighbourhood of every position as a vector, with zeros beyond the border.
 
     Args:
-        features: (N, C, H, W).
-        kernel: odd.
+        features: (N, C, H, W), any float dtype.
+        kernel: size of the neighbourhood, odd.
 
     Returns:
-        (N * H * W, C * kernel * kernel): rows in the order n, y, x; elements in the order c, dy, dx, as
-        in a convolution's weight, so that a projection of the rows is a convolution of the features.
+        (N * H * W, C * kernel * kernel), in the features' dtype. The rows are in the order n, y, x and their
+        elements in the order c, dy, dx, that of a convolution's weight, so that a projection of the rows
+        is a convolution of the features.
 
     Raises:
         ValueError: features are not four-dimensional, or kernel is not odd.
@@ -144,6 +148,7 @@ def neighbourhoods(features: Tensor, kernel: int) -> Tensor:
 
 
 def _check_rows(student: Tensor, teacher: Tensor, mask: Tensor | None) -> None:
+    """Raise a ValueError unless student and teacher are (M, D) and the mask, if any, is (M,)."""
     if student.dim() != 2 or student.shape != teacher.shape:
         raise ValueError(
             f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must have one shape (M, D)"

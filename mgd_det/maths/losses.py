@@ -1,16 +1,14 @@
-"""The partial L2 loss, and absolute max pooling with it in one call.
+"""Compute the partial L2 loss, by itself or together with absolute max pooling.
 
-Pure functions on tensors, no Detectron2. Source: Matching Guided Distillation (ECCV 2020), eq. 6, after
-Heo et al. (ICCV 2019), eq. 3. The student's norm layer is applied by the caller.
+The functions are pure and know nothing of Detectron2. They follow Matching Guided Distillation (ECCV 2020),
+eq. 6, after Heo et al. (ICCV 2019), eq. 3. The caller applies the student's norm layer.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import BackwardCFunction, once_differentiable
 
 from .kernels import pooled_difference
 from .matching import check_positions, group_members
@@ -19,23 +17,23 @@ from .matching import check_positions, group_members
 def partial_l2(
     student: Tensor, target: Tensor, margin: Tensor, reduction: str, mask: Tensor | None = None
 ) -> Tensor:
-    """Squared distance to the target where it matters after the ReLU.
+    """Compute the squared distance to the target at the elements that matter after the ReLU.
 
-    With `t' = max(target, margin)`, an element counts `(student - t')^2` where `student > t'` or
-    `t' > 0`, and nothing elsewhere: there both sides are negative and the student is low enough.
+    With `t' = max(target, margin)`, an element counts `(student - t')^2` if `student > t'` or `t' > 0`, and
+    nothing otherwise: then both are negative and the student is low enough.
 
     Args:
         student: (N, C, H, W), any float dtype; the loss is computed in float32 or wider.
-        target: (N, C, H, W), the reduced teacher features; no gradient flows into them.
-        margin: (C,), of the reduced features.
-        reduction: "sum", or "mean" over all unpadded elements, the inactive ones included.
-        mask: (N, H, W) or (N, 1, H, W), True at the unpadded positions; None for all.
+        target: (N, C, H, W), the pooled teacher features; no gradient flows into them.
+        margin: (C,), margins of the pooled features.
+        reduction: "sum", or "mean" over all unpadded elements, including those that count nothing.
+        mask: (N, H, W) or (N, 1, H, W) bool, True at the unpadded positions; None if there is no padding.
 
     Returns:
         Scalar.
 
     Raises:
-        ValueError: unknown reduction, or student and target differ in shape.
+        ValueError: the reduction is unknown, or student and target differ in shape.
     """
     _check_reduction(reduction)
     if student.shape != target.shape:
@@ -45,12 +43,12 @@ def partial_l2(
     dtype = torch.promote_types(student.dtype, torch.float32)
     student = student.to(dtype)
     target = torch.maximum(target.detach().to(dtype), margin.to(dtype)[:, None, None])
-    # Spelled as "not inactive", so that a NaN counts and stops the training rather than hides.
+    # The negation lets a NaN count, so that it stops the training.
     active = ~((student <= target) & (target <= 0))
     if mask is not None:
         mask = mask.reshape(len(mask), 1, *mask.shape[-2:])
         active = active & mask
-    # `where` rather than a product, so that infinities at inactive positions do not become NaN.
+    # A product would turn infinities at positions that do not count into NaN.
     difference = torch.where(active, student - target, torch.zeros((), dtype=dtype, device=student.device))
     total = difference.square().sum()
     return total if reduction == "sum" else total / _count(student, mask)
@@ -64,23 +62,24 @@ def pooled_partial_l2(
     reduction: str,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """:func:`reducers.absolute_max` of the teacher and :func:`partial_l2` in one; what training uses.
+    """Compute :func:`mgd_det.reducers.absolute_max` of the teacher and :func:`partial_l2` in one.
 
-    Reads every value once, where `kernels` has the means, and keeps one tensor of the student's size for the
-    backward pass. Differentiable once.
+    Training uses this function. It keeps one tensor of the student's size for the backward pass, and on a GPU
+    it reads every value once.
 
     Args:
-        student: (N, Cs, H, W).
-        teacher: (N, Ct, H, W).
+        student: (N, Cs, H, W), any float dtype; the loss is computed in float32 or wider.
+        teacher: (N, Ct, H, W), any float dtype; no gradient flows into it.
         groups: (Cs, G) teacher channels, -1 at the end of a short group.
-        margin: (Cs,), already reduced over the groups.
-        reduction, mask: as in :func:`partial_l2`.
+        margin: (Cs,), margins of the pooled features.
+        reduction: as in :func:`partial_l2`.
+        mask: as in :func:`partial_l2`.
 
     Returns:
-        Scalar, equal to the two in sequence.
+        Scalar, equal to that of the two in sequence. Differentiable once.
 
     Raises:
-        ValueError: as :func:`partial_l2`; or the sizes of the arguments do not fit each other.
+        ValueError: the reduction is unknown, or the sizes of the arguments do not fit each other.
     """
     _check_reduction(reduction)
     check_positions(student, teacher)
@@ -99,21 +98,26 @@ def pooled_partial_l2(
 
 
 class _PooledPartialL2(torch.autograd.Function):
-    """The sum; its gradient is twice the distance, which is all that is kept."""
+    """The sum of squares, which keeps the distances alone: its gradient is twice the distance."""
 
     @staticmethod
     def forward(
-        ctx: Any, student: Tensor, teacher: Tensor, members: Tensor, margin: Tensor, mask: Tensor | None
+        ctx: BackwardCFunction,
+        student: Tensor,
+        teacher: Tensor,
+        members: Tensor,
+        margin: Tensor,
+        mask: Tensor | None,
     ) -> Tensor:
         keep = ctx.needs_input_grad[0]
         total, difference = pooled_difference(student, teacher, members, margin, mask, keep)
-        if keep:
+        if difference is not None:
             ctx.save_for_backward(difference)
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: BackwardCFunction, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (difference,) = ctx.saved_tensors
         return difference * (2 * gradient), None, None, None, None
 
@@ -124,5 +128,5 @@ def _check_reduction(reduction: str) -> None:
 
 
 def _count(student: Tensor, mask: Tensor | None) -> Tensor | int:
-    """Elements at the positions that count."""
+    """Return the number of elements at the positions that count."""
     return student.numel() if mask is None else mask.sum() * student.shape[1]

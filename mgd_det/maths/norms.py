@@ -1,28 +1,38 @@
-"""Norm layers for the student's side of a loss; they exist in training only.
+"""Norm layers for the student's side of a loss, which exist in training only.
 
-No Detectron2. Statistics leave padded positions out, so that an image gives the same loss whatever
-it is batched with.
+Their statistics leave padded positions out, so that an image gives the same loss whatever it is batched with.
+In the shapes, N is the number of images, C the number of channels and H x W are the positions.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import BackwardCFunction, once_differentiable
 
-MAX_GROUPS = 32  # of the reference's GroupNorm
+MAX_GROUPS = 32  # groups of the GroupNorm in the reference implementation
 
 
 def _fill_padding(x: Tensor, mask: Tensor) -> Tensor:
-    """Zero at the padding, whatever it holds (infinity times 0 would be NaN); float32 or wider."""
+    """Return a copy of the features, (N, C, H, W), in float32 or wider, with zeros at the padding."""
+    # Padding may hold infinity, which a product with 0 would turn into NaN.
     return x.to(torch.promote_types(x.dtype, torch.float32)).masked_fill(~mask, 0)
 
 
 def _standardised(x: Tensor, mask: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
-    """`x`, zero where `mask` is False, at mean 0 and variance 1 over `dims` elsewhere."""
+    """Scale features to mean 0 and variance 1 over the unpadded positions.
+
+    Args:
+        x: (N, C, H, W), 0 at the padding.
+        mask: (N, 1, H, W) bool, True at the unpadded positions.
+        dims: dimensions that mean and variance are taken over.
+        eps: added to the variance.
+
+    Returns:
+        (N, C, H, W). Its values at the padding mean nothing.
+    """
     mask = mask.expand_as(x)
     count = mask.sum(dims, keepdim=True).clamp_min(1)
     mean = x.sum(dims, keepdim=True) / count
@@ -31,21 +41,39 @@ def _standardised(x: Tensor, mask: Tensor, dims: tuple[int, ...], eps: float) ->
 
 
 class MaskedGroupNorm(nn.GroupNorm):
-    """GroupNorm over the unpadded positions. `mask`: (N, 1, H, W), True where unpadded, or None."""
+    """GroupNorm whose statistics are those of the unpadded positions."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Normalise features.
+
+        Args:
+            x: (N, C, H, W), any float dtype.
+            mask: (N, 1, H, W) bool, True at the unpadded positions; None if there is no padding.
+
+        Returns:
+            (N, C, H, W), float32 or wider with a mask. Its values at the padding mean nothing.
+        """
         if mask is None:
             return super().forward(x)
         return _GroupNorm.apply(x, mask, self.num_groups, self.weight, self.bias, self.eps)
 
 
 class _GroupNorm(torch.autograd.Function):
-    """By hand, since automatic differentiation goes over the features several times as often; differentiable
-    once. Sums in float32 or wider, what is small in float64."""
+    """The masked group norm with a gradient of its own, differentiable once.
+
+    Automatic differentiation would read the features several times as often. Sums are taken in float32 or
+    wider, and the statistics of a group are kept in float64.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, mask: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float
+        ctx: BackwardCFunction,
+        x: Tensor,
+        mask: Tensor,
+        groups: int,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
     ) -> Tensor:
         n, c = x.shape[:2]
         centred = _fill_padding(x, mask)
@@ -56,13 +84,13 @@ class _GroupNorm(torch.autograd.Function):
         rstd = (square / count + eps).rsqrt()
         scale = (_per_channel(rstd, c) * weight).to(centred.dtype)
         ctx.save_for_backward(centred, mask, weight, count, rstd)
-        ctx.dtype = x.dtype
         return torch.addcmul(bias[:, None, None], centred, scale[..., None, None])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        centred, mask, weight, count, rstd = ctx.saved_tensors
+    def backward(ctx: BackwardCFunction, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        saved: tuple[Tensor, ...] = ctx.saved_tensors
+        centred, mask, weight, count, rstd = saved
         (n, c), groups = centred.shape[:2], rstd.shape[1]
         by_bias, by_unit = gradient.sum((2, 3)), (gradient * centred).sum((2, 3))
 
@@ -74,25 +102,25 @@ class _GroupNorm(torch.autograd.Function):
         scale = (_per_channel(rstd, c) * weight).to(centred.dtype)
         by_x = torch.addcmul(constant, centred, slope).addcmul_(gradient, scale[..., None, None])
         by_weight = (by_unit * _per_channel(rstd, c)).sum(0).to(weight.dtype)
-        by_x = by_x.masked_fill_(~mask, 0).to(ctx.dtype)
+        by_x = by_x.masked_fill_(~mask, 0)  # Autograd casts it to the dtype of x.
         return by_x, None, None, by_weight, by_bias.sum(0).to(weight.dtype), None
 
 
 def _per_channel(of_group: Tensor, channels: int) -> Tensor:
-    """(N, groups) -> (N, C)."""
+    """Repeat the value of each group, (N, groups), for its channels: (N, C)."""
     return of_group.repeat_interleave(channels // of_group.shape[1], 1)
 
 
 def _maps(of_group: Tensor, like: Tensor) -> Tensor:
-    """(N, groups) -> (N, C, 1, 1), in the dtype of `like`, (N, C, H, W)."""
+    """Return the values of groups, (N, groups), in a shape and dtype that fit `like`: (N, C, 1, 1)."""
     return _per_channel(of_group, like.shape[1]).to(like.dtype)[..., None, None]
 
 
 class MaskedBatchNorm(nn.BatchNorm2d):
     """BatchNorm over the unpadded positions of this process's batch, without running statistics.
 
-    Always in eval mode, where without them it does the same: of batch norms in training mode
-    `hooks.PreciseBN` computes the running statistics.
+    It stays in eval mode, in which a norm without running statistics does the same as in training mode.
+    Otherwise Detectron2's `hooks.PreciseBN` would take it for one that has them.
     """
 
     def __init__(self, channels: int) -> None:
@@ -100,10 +128,12 @@ class MaskedBatchNorm(nn.BatchNorm2d):
         self.train(False)
 
     def train(self, mode: bool = True) -> MaskedBatchNorm:
+        """Leave the norm in eval mode, whatever `mode` is."""
         super().train(False)
         return self
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Normalise features; arguments and result are those of :meth:`MaskedGroupNorm.forward`."""
         if mask is None:
             return super().forward(x)
         unit = _standardised(_fill_padding(x, mask), mask, (0, 2, 3), self.eps)
@@ -111,14 +141,15 @@ class MaskedBatchNorm(nn.BatchNorm2d):
 
 
 class NoNorm(nn.Module):
-    """Hands the features on as they are."""
+    """The absence of a norm."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the features as they are."""
         return x
 
 
 def _group_norm(channels: int) -> nn.Module:
-    # A common divisor, so that any channel count works: 32 groups wherever the reference has 32.
+    # The greatest common divisor allows any number of channels, with 32 groups where the reference has them.
     return MaskedGroupNorm(math.gcd(channels, MAX_GROUPS), channels)
 
 

@@ -1,8 +1,9 @@
-"""Pooling the teacher channels of a group into one target channel.
+"""Pool the teacher channels of a group into one target channel.
 
-Pure functions on tensors, no Detectron2. Source: Matching Guided Distillation (ECCV 2020), section 3.3.
-Shapes: teacher (N, Ct, H, W) and groups (Cs, G), -1 at the end of a short group, give (N, Cs, H, W).
-AMP here is absolute max pooling, not mixed precision.
+The functions are pure and know nothing of Detectron2. They follow Matching Guided Distillation (ECCV 2020),
+section 3.3. Those of features take the teacher's, (N, Ct, H, W) of any dtype, and the groups, (Cs, G) teacher
+channels with -1 at the end of a short group; they return (N, Cs, H, W) in the teacher's dtype. Those of
+margins take (Ct,) and the groups, and return (Cs,). AMP here is absolute max pooling, not mixed precision.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from .matching import group_members
 
 
 def absolute_max(teacher: Tensor, groups: Tensor) -> Tensor:
-    """The signed value of the member with the largest magnitude, at every position (AMP).
+    """Return the signed value of the member with the largest magnitude, at every position (AMP).
 
-    The paper's choice for detection. Of two members of equal magnitude the first one wins.
+    This is the paper's choice for detection. Of two members of equal magnitude the first one wins.
     """
     members = group_members(groups)
     target = teacher[:, members[:, 0]]
@@ -29,7 +30,7 @@ def absolute_max(teacher: Tensor, groups: Tensor) -> Tensor:
 
 
 def simple_max(teacher: Tensor, groups: Tensor) -> Tensor:
-    """The largest value in the group, at every position (SP)."""
+    """Return the largest value in the group, at every position (simple max pooling, SP)."""
     members = group_members(groups)
     target = teacher[:, members[:, 0]]
     for column in members.T[1:]:
@@ -38,7 +39,7 @@ def simple_max(teacher: Tensor, groups: Tensor) -> Tensor:
 
 
 def sparse(teacher: Tensor, groups: Tensor) -> Tensor:
-    """The one matched channel (SM).
+    """Return the one matched channel (sparse matching, SM).
 
     Raises:
         ValueError: a group holds more than one channel.
@@ -49,15 +50,17 @@ def sparse(teacher: Tensor, groups: Tensor) -> Tensor:
 
 
 def random_drop(teacher: Tensor, groups: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """One member at random, drawn for every image, channel and position (RD).
+    """Return one member at random, drawn for every image, channel and position (random drop, RD).
 
     Args:
+        teacher: (N, Ct, H, W).
+        groups: (Cs, G).
         generator: source of the draw, on the teacher's device; None takes torch's global one.
     """
     n, _, h, w = teacher.shape
     sizes = (groups >= 0).sum(1)
     draw = torch.rand((n, len(groups), h, w), generator=generator, device=teacher.device)
-    pick = (draw * sizes[:, None, None]).long()  # [0, size) at each position
+    pick = (draw * sizes[:, None, None]).long()  # in [0, size) at each position
     target = teacher[:, groups[:, 0]]
     for rank, column in enumerate(group_members(groups).T[1:], start=1):
         target = torch.where(pick == rank, teacher[:, column], target)
@@ -65,35 +68,48 @@ def random_drop(teacher: Tensor, groups: Tensor, generator: torch.Generator | No
 
 
 def mean_margin(margin: Tensor, groups: Tensor) -> Tensor:
-    """(Ct,) margins -> (Cs,): mean over the group."""
+    """Return the mean margin of the members."""
     member = groups >= 0
     return (margin[group_members(groups)] * member).sum(1) / member.sum(1)
 
 
 def max_margin(margin: Tensor, groups: Tensor) -> Tensor:
-    """(Ct,) margins -> (Cs,): maximum over the group."""
+    """Return the largest margin of the members."""
     return margin[group_members(groups)].amax(1)
 
 
 def matched_margin(margin: Tensor, groups: Tensor) -> Tensor:
-    """(Ct,) margins -> (Cs,): that of the one matched channel."""
+    """Return the margin of the one matched channel."""
     return margin[groups[:, 0]]
 
 
 def random_margin(margin: Tensor, groups: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """(Ct,) margins -> (Cs,): that of a member picked at random."""
+    """Return the margin of a member drawn at random.
+
+    Args:
+        margin: (Ct,).
+        groups: (Cs, G).
+        generator: source of the draw, on the groups' device; None takes torch's global one.
+    """
     sizes = (groups >= 0).sum(1)
     draw = torch.rand(len(groups), generator=generator, device=groups.device)
     return margin[groups.gather(1, (draw * sizes).long()[:, None])[:, 0]]
 
 
 class Reducer(NamedTuple):
-    """A way of pooling: the target's features, its margin, and how many channels a group holds."""
+    """A way to pool teacher channels.
+
+    Attributes:
+        features: pools the teacher's features.
+        margin: pools the teacher's margins.
+        one_to_one: whether a group must hold one channel.
+        random: whether `features` and `margin` take a `generator` as well.
+    """
 
     features: Callable[..., Tensor]
     margin: Callable[..., Tensor]
     one_to_one: bool = False
-    random: bool = False  # takes a `generator`
+    random: bool = False
 
 
 REDUCERS = {
@@ -106,5 +122,5 @@ ALIASES = {"amp": "absolute_max", "sm": "sparse", "rd": "random_drop", "sp": "si
 
 
 def find_reducer(name: str) -> Reducer | None:
-    """The reducer of that name or alias, None where there is none."""
+    """Return the reducer of that name or alias, or None if there is none."""
     return REDUCERS.get(ALIASES.get(name, name))

@@ -1,8 +1,8 @@
 """Losses on a detector's predictions, with the teacher's predictions as soft targets.
 
-Pure functions on tensors, no Detectron2. All are computed in float32 or wider, hand no gradient to the
-teacher, and are zero, in the student's graph, where there is nothing to learn from. Shapes: M dense
-predictions, R regions of interest, K classes.
+The functions are pure and know nothing of Detectron2. They compute in float32 or wider and give the teacher
+no gradient. A loss without anything to learn from is zero, and in the student's graph. In the shapes, M is
+the number of dense predictions, R the number of regions of interest and K the number of classes.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-MIN_NORMALIZER = 1.0  # what a sum over predictions is divided by at least: images may hold no object
+MIN_NORMALIZER = 1.0  # least divisor of a sum over predictions, since images may hold no object
 
 
 def sigmoid_soft_loss(
     student: Tensor, teacher: Tensor, mask: Tensor | None = None, gamma: float = 2.0
 ) -> Tensor:
-    """Cross entropy of dense classification, an element weighing more the further the student is off.
+    """Compute a focal cross entropy of dense classification.
 
-    An element counts `|sigmoid(s) - sigmoid(t)|^gamma * (BCE(s, sigmoid(t)) - entropy(sigmoid(t)))`:
-    quality focal loss (Li et al., "Generalized Focal Loss", NeurIPS 2020, eq. 5), with the teacher's
-    probability as the quality of every class, and two changes. The weight is a constant in the gradient,
-    and the entropy, another constant there, is taken off, so that agreement costs nothing. The sum is
-    divided by a soft number of foreground rows, the sum of :func:`sureness`.
+    An element counts `|sigmoid(s) - sigmoid(t)|^gamma * (BCE(s, sigmoid(t)) - entropy(sigmoid(t)))`. This is
+    the quality focal loss (Li et al., "Generalized Focal Loss", NeurIPS 2020, eq. 5) with the teacher's
+    probability as the quality of every class, and with two changes: no gradient flows through the weight, and
+    the entropy is subtracted, so that agreement costs nothing. The sum is divided by a soft number of
+    foreground rows, the sum of :func:`foreground_confidence`.
 
     Args:
         student, teacher: (M, K) logits, any float dtype.
-        mask: (M,), True at the rows that count; None for all.
+        mask: (M,) bool, True at the rows that count; None if all do.
         gamma: exponent of the weight; 0 weighs all elements alike.
 
     Returns:
@@ -39,23 +39,24 @@ def sigmoid_soft_loss(
     student, teacher = _wide_rows(student, teacher)
     _check_one_for_each_row(mask, "mask", student)
     if mask is not None:
-        # Two equal logits count nothing; `where` keeps NaN out, which a product would let through.
+        # Equal logits count nothing. A product with the mask would let NaN through.
         student, teacher = (torch.where(mask[:, None], x, 0.0) for x in (student, teacher))
     divergence = _divergence(student, teacher)
     weight = (student.detach().sigmoid() - teacher.sigmoid()).abs().pow(gamma)
-    foreground = sureness(teacher)
+    foreground = foreground_confidence(teacher)
     if mask is not None:
         foreground = torch.where(mask, foreground, 0.0)
     return (weight * divergence).sum() / foreground.sum().clamp_min(MIN_NORMALIZER)
 
 
-def sureness(logits: Tensor) -> Tensor:
-    """How much of an object each row of a sigmoid classifier is: its largest probability, squared.
+def foreground_confidence(logits: Tensor) -> Tensor:
+    """Return the confidence of a sigmoid classifier that each row is an object.
 
-    Squared, since a hundred thousand background rows of 0.01 would otherwise count for more than all objects.
+    It is the row's largest probability, squared. Without the square, a hundred thousand background rows of
+    0.01 would count for more than all objects.
 
     Args:
-        logits: (M, K).
+        logits: (M, K), any float dtype.
 
     Returns:
         (M,) in [0, 1], float32 or wider.
@@ -65,14 +66,14 @@ def sureness(logits: Tensor) -> Tensor:
 
 
 def softmax_soft_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """Divergence of the class distributions of regions, softened by a temperature; mean over regions.
+    """Compute the mean divergence of the class distributions of regions, softened by a temperature.
 
-    `T^2 KL(softmax(t / T) || softmax(s / T))` (Hinton, Vinyals, Dean, "Distilling the Knowledge in a
-    Neural Network", 2015, section 2); T^2 keeps the size of the gradient over temperatures.
+    It is `T^2 KL(softmax(t / T) || softmax(s / T))` (Hinton, Vinyals, Dean, "Distilling the Knowledge in a
+    Neural Network", 2015, section 2). With the factor T^2 gradients of all temperatures are of one size.
 
     Args:
         student, teacher: (R, K + 1) logits, any float dtype.
-        temperature: T, over 0.
+        temperature: T > 0.
 
     Returns:
         Scalar.
@@ -91,13 +92,13 @@ def softmax_soft_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0
 
 
 def weighted_box_loss(student: Tensor, teacher: Tensor, weight: Tensor, beta: float = 0.0) -> Tensor:
-    """Smooth L1 distance of box predictions, summed over the four, averaged by weight over the rows.
+    """Compute the smooth L1 distance of box predictions, a weighted mean over the rows of sums over the four.
 
     Args:
-        student, teacher: (M, 4), any float dtype.
-        weight: (M,), at least 0, of the rows; no gradient flows into it. Where it is 0, the row may hold
-            anything, NaN too.
-        beta: distance at which the squared error goes over into L1, as in
+        student, teacher: (M, 4) box predictions, any float dtype.
+        weight: (M,) weights of the rows, at least 0; no gradient flows into them. A row with weight 0 may
+            hold anything, including NaN.
+        beta: distance at which the squared error turns into L1, as in
             `torch.nn.functional.smooth_l1_loss`; 0 is plain L1.
 
     Returns:
@@ -115,11 +116,13 @@ def weighted_box_loss(student: Tensor, teacher: Tensor, weight: Tensor, beta: fl
 
 
 def weighted_sigmoid_loss(student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
-    """Cross entropy against the teacher's probability, less its entropy, averaged by weight over the rows.
+    """Compute the weighted mean over rows of the cross entropy against the teacher's probability.
+
+    The entropy of that probability is subtracted, so that agreement costs nothing.
 
     Args:
-        student, teacher: (M,) logits, any float dtype, such as FCOS's centerness.
-        weight: (M,), as in :func:`weighted_box_loss`.
+        student, teacher: (M,) logits, such as FCOS's centerness, any float dtype.
+        weight: (M,) weights of the rows, as in :func:`weighted_box_loss`.
 
     Returns:
         Scalar: the weighted sum over the sum of the weights, or over 1 where that is less.
@@ -136,16 +139,16 @@ def weighted_sigmoid_loss(student: Tensor, teacher: Tensor, weight: Tensor) -> T
 
 
 def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """Of each element: cross entropy against the teacher's probability, less its entropy."""
+    """Return each element's cross entropy against the teacher's probability, less the latter's entropy."""
     target = teacher.sigmoid()
-    # The entropy of a sigmoid is its cross entropy against itself, to the last bit where both agree.
+    # The entropy is computed as a cross entropy too, so that the difference is exactly 0 for equal logits.
     return F.binary_cross_entropy_with_logits(
         student, target, reduction="none"
     ) - F.binary_cross_entropy_with_logits(teacher, target, reduction="none")
 
 
 def _wide_rows(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in float32 or wider, the teacher without its graph."""
+    """Return both in float32 or wider, the teacher without its graph; raise a ValueError unless they fit."""
     if student.dim() != 2 or student.shape != teacher.shape:
         raise ValueError(
             f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must have one shape, "
@@ -156,5 +159,6 @@ def _wide_rows(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _check_one_for_each_row(values: Tensor | None, name: str, rows: Tensor) -> None:
+    """Raise a ValueError if there are values, and not one for each row."""
     if values is not None and values.shape != rows.shape[:1]:
         raise ValueError(f"{name} {tuple(values.shape)} must be ({len(rows)},), one for each row")

@@ -1,7 +1,7 @@
-"""Imitating features through a learned adapter: plain (one 1x1 convolution), or an MLP over the channels.
+"""Imitate the teacher's features through a learned adapter.
 
-Plain imitation is FitNets' hint (Romero et al., ICLR 2015); the MLP is channel-wise transformation (Liu et
-al., arXiv 2303.13212).
+The adapter is a 1x1 convolution in plain imitation, FitNets' hint (Romero et al., ICLR 2015), and an MLP over
+the channels in channel-wise transformation (Liu et al., arXiv 2303.13212).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ ADAPTERS = ("auto", "always", "never")
 
 
 class AdaptedImitation(Method):
-    """Mean squared error between adapted student features and the teacher's, at each tap.
+    """The mean squared error between the student's adapted features and the teacher's, at each tap.
 
     Args:
-        name: of the method, as it appears in its losses.
-        adapters: student features (N, Cs, H, W) -> (N, Ct, H, W), for each tap.
-        weights: of the loss, for each tap.
-        foreground_weight: of a position in a ground-truth box, beside 1 of the others; at least 0.
+        name: name of the method, which the names of its losses contain.
+        adapters: by tap, a module that maps student features, (N, Cs, H, W), to (N, Ct, H, W).
+        weights: by tap, the weight of the loss.
+        foreground_weight: weight of a position in a ground-truth box, at least 0; others have weight 1.
     """
 
     def __init__(
@@ -55,22 +55,23 @@ class AdaptedImitation(Method):
         return {name: self._loss(tap, features[tap]) * w for name, (tap, w) in self.losses.items()}
 
     def _loss(self, tap: str, features: TapFeatures) -> Tensor:
+        """Return the scalar error at a tap, computed in float32 or wider, before the loss's weight."""
         adapted = self.adapters[module_key(tap)](features.student)
         dtype = torch.promote_types(adapted.dtype, torch.float32)
         difference = adapted.to(dtype) - features.teacher.to(dtype)
         if features.mask is not None:
             difference = torch.where(features.mask, difference, 0.0)
-        errors = difference.square().mean(1, keepdim=True)  # of each position
+        errors = difference.square().mean(1, keepdim=True)
         counts = torch.ones_like(errors) if features.mask is None else features.mask.to(dtype)
         if features.foreground is not None:
             counts = torch.where(features.foreground, counts * self.foreground_weight, counts)
-        # A weight of 0 may leave nothing that counts; the loss is then 0.
+        # With a foreground weight of 0 there may be no position that counts. The loss is then 0.
         return (errors * counts).sum() / counts.sum().clamp_min(torch.finfo(dtype).tiny)
 
 
 @register_method("imitation")
 class Imitation(AdaptedImitation):
-    """Plain imitation: one 1x1 convolution where the widths differ, nothing where they agree."""
+    """Plain imitation, through a 1x1 convolution if the widths of student and teacher differ."""
 
     @classmethod
     def from_config(cls, cfg: Any, student: Inspect, teacher: Inspect) -> Imitation:
@@ -104,7 +105,7 @@ class Imitation(AdaptedImitation):
 
 @register_method("channel_mlp")
 class ChannelMLP(AdaptedImitation):
-    """Channel-wise transformation: `W2 relu(W1 F)` of the student's features, against the teacher's."""
+    """Channel-wise transformation, through the MLP `W2 relu(W1 F)` over the channels of the student."""
 
     @classmethod
     def from_config(cls, cfg: Any, student: Inspect, teacher: Inspect) -> ChannelMLP:

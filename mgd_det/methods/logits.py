@@ -12,9 +12,9 @@ from torch import Tensor
 
 from mgd_det.errors import ConfigError
 from mgd_det.maths.soft_targets import (
+    foreground_confidence,
     sigmoid_soft_loss,
     softmax_soft_loss,
-    sureness,
     weighted_box_loss,
     weighted_sigmoid_loss,
 )
@@ -138,7 +138,7 @@ class Logits(Method):
             found = scores.softmax(1)[:, :-1] if self.head.softmax else scores.sigmoid()
             # One box for each class, (R, 4 K), or one for all.
             return found.flatten() if teacher.boxes.shape[1] > 4 else found.sum(1)
-        weight = sureness(teacher.scores)
+        weight = foreground_confidence(teacher.scores)
         return weight if mask is None else torch.where(mask, weight, 0.0)
 
 

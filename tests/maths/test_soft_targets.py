@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mgd_det.maths.soft_targets import (
+    foreground_confidence,
     sigmoid_soft_loss,
     softmax_soft_loss,
-    sureness,
     weighted_box_loss,
     weighted_sigmoid_loss,
 )
@@ -352,8 +352,8 @@ class TestWeightedSigmoidLoss:
         assert torch.autograd.gradcheck(lambda s: weighted_sigmoid_loss(s, teacher, weight), student)
 
 
-def test_sureness_is_the_largest_probability_squared() -> None:
+def test_foreground_confidence_is_the_largest_probability_squared() -> None:
     logits = torch.tensor([[LN3, 0.0], [-LN3, -200.0]], dtype=torch.float16)
-    found = sureness(logits)
+    found = foreground_confidence(logits)
     assert found.dtype == torch.float32
     assert found.tolist() == pytest.approx([9 / 16, 1 / 16], rel=1e-3)

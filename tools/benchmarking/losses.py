@@ -1,9 +1,9 @@
-"""The pooled loss beside copying the teacher's features, and re-solving beside the solver alone."""
+"""Time the pooled loss beside copying the teacher's features, and re-solving beside the solver alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ MATRICES = ((64, 256), (128, 512), (256, 1024), (512, 2048), (1024, 4096))
 
 
 class Size(NamedTuple):
-    """Of a tap."""
+    """The size of a tap's features."""
 
     images: int
     student: int
@@ -37,10 +37,10 @@ CPU_SIZE, GPU_SIZE = Size(2, 64, 256, 100, 152), Size(16, 64, 256, 200, 304)
 
 
 def pooled_loss(device: torch.device, runs: int) -> list[dict[str, Any]]:
-    """Forward and backward of absolute max pooling with the partial L2 loss, and how they grow.
+    """Time the forward and backward pass of absolute max pooling with the partial L2 loss, at several sizes.
 
-    The limit is what a copy's bandwidth allows for the bytes that must move: teacher and student read, the
-    distances written and read again, the gradient written.
+    The limit is what a copy's bandwidth allows for the bytes that must move: teacher and student are read,
+    the distances written and read again, the gradient written.
     """
     base = GPU_SIZE if device.type == "cuda" else CPU_SIZE
     half = base._replace(height=base.height // 2)
@@ -55,6 +55,7 @@ def pooled_loss(device: torch.device, runs: int) -> list[dict[str, Any]]:
 
 
 def one_size(size: Size, device: torch.device, runs: int) -> dict[str, Any]:
+    """Time the loss at one size, as ratios to a copy of the teacher's features."""
     generator = torch.Generator(device).manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -66,7 +67,7 @@ def one_size(size: Size, device: torch.device, runs: int) -> dict[str, Any]:
     groups = groups.reshape(size.student, -1)
     margin, buffer = -normal(size.student).abs(), torch.empty_like(teacher)
 
-    def step(loss: Any) -> Job:
+    def step(loss: Callable[[], Tensor]) -> Job:
         def job() -> None:
             student.grad = None
             loss().backward()
@@ -79,14 +80,14 @@ def one_size(size: Size, device: torch.device, runs: int) -> dict[str, Any]:
     def plain() -> Tensor:
         _, difference = eager.pooled_difference(student.detach(), teacher, groups, margin, None, True)
         assert difference is not None
-        return difference * torch.tensor(2 / student.numel())  # the backward pass
+        return difference * torch.tensor(2 / student.numel())  # This is the backward pass.
 
     jobs: dict[str, Job] = {
         "copy": lambda: buffer.copy_(teacher),
         "plain torch": plain,
         "in sequence": step(in_sequence),
     }
-    if kernels.fused(device.type, torch.float32, torch.float32):
+    if device.type == "cuda" and kernels.triton_kernel(torch.float32, torch.float32):
         jobs["fused"] = step(lambda: pooled_partial_l2(student, teacher, groups, margin, "mean"))
     seconds = in_turn(jobs, runs, device, warm=True)
     must_move = teacher.nbytes + 4 * student.nbytes
@@ -98,7 +99,7 @@ def one_size(size: Size, device: torch.device, runs: int) -> dict[str, Any]:
 
 
 def re_solve(runs: int, matrices: Sequence[tuple[int, int]] = MATRICES) -> list[dict[str, Any]]:
-    """assign_groups beside scipy's solver on the same square matrix, of random features' cosine distances."""
+    """Time assign_groups beside scipy's solver, on one square matrix of random features' cosine distances."""
     rows = []
     for students, teachers in matrices:
         generator = torch.Generator().manual_seed(students)

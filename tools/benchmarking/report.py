@@ -8,7 +8,7 @@ from typing import Any
 Record = Mapping[str, Any]
 
 ON_A_GPU = {
-    "loss": "The fused loss of `mgd_det/kernels/cuda.py`, which has been checked under Triton's interpreter.",
+    "loss": "The fused loss of `mgd_det/maths/kernels/cuda.py`, which has been checked under Triton's interpreter.",
     "steps": "Training steps.",
     "losses": "All losses of each method.",
     "memory": "Peak memory.",
@@ -40,8 +40,8 @@ the minima, the one in brackets that of the medians. Times belong to the machine
 - **The loss** is absolute max pooling (AMP, not mixed precision) with the partial L2 distance, forward and
   backward, beside a warm copy of the teacher's features into memory that is there already. Its limit counts
   the bytes that must move: teacher and student are read, the distances written and read again, the gradient
-  written; a copy reads and writes the teacher's features. `fused` is what training uses where there is a
-  C compiler or, on a GPU, Triton; `plain torch` takes its place elsewhere; `in sequence` are the two
+  written; a copy reads and writes the teacher's features. `fused` is the Triton kernel, which
+  training uses on a GPU; `plain torch` takes its place elsewhere; `in sequence` are the two
   definitions one after the other, with automatic differentiation. On a GPU the time that launching takes is
   not counted, here alone.
 - **All losses** of a method are those of its taps, with norms and adapters, forward and backward down to the

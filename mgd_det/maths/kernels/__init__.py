@@ -1,8 +1,8 @@
-"""Absolute max pooling of the teacher and the student's distance to it, in one go; no Detectron2.
+"""Compute absolute max pooling of the teacher and the student's distance to it in one call.
 
-`eager.py` is plain torch and defines the result. `native.py` (CPU, needs a C compiler) and `cuda.py` (CUDA,
-needs Triton) read every value once. They are tried at their first use on a small case with a known answer,
-and left alone, with one warning, where they fail.
+`eager.py` is plain PyTorch, runs anywhere and defines the result. `cuda.py` is written in Triton and reads
+every value once. At its first use in a process it is compared with `eager.py` on small inputs; if it fails,
+a warning is logged and `eager.py` takes its place.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
-from types import ModuleType
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,53 +18,71 @@ from torch import Tensor
 from . import eager
 
 logger = logging.getLogger(__name__)
-FUSED = {"cpu": "native", "cuda": "cuda"}
+
+
+class Kernel(Protocol):
+    """An implementation of :func:`pooled_difference`."""
+
+    def __call__(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        members: Tensor,
+        margin: Tensor,
+        mask: Tensor | None,
+        keep: bool,
+    ) -> tuple[Tensor, Tensor | None]: ...
 
 
 @torch.no_grad()
 def pooled_difference(
     student: Tensor, teacher: Tensor, members: Tensor, margin: Tensor, mask: Tensor | None, keep: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The student's distance to the pooled target, 0 where :func:`mgd_det.losses.partial_l2` counts nothing.
+    """Compute the student's distance to the pooled teacher, with 0 where it does not count.
+
+    Elements that the mask or :func:`mgd_det.losses.partial_l2` leaves out do not count.
 
     Args:
         student: (N, Cs, H, W), float32 or float64, any strides.
         teacher: (N, Ct, H, W), any float dtype and strides.
         members: (Cs, G) teacher channels, no padding.
-        margin: (Cs,).
-        mask: (N, 1, H, W) bool, True at the positions that count; None: all do.
-        keep: whether the distances are needed, or their sum of squares alone.
+        margin: (Cs,), any float dtype.
+        mask: (N, 1, H, W) bool, True at the positions that count; None if all do.
+        keep: whether the distances are returned.
 
     Returns:
-        The sum of squares, a scalar, and the distances, (N, Cs, H, W), or None; both in the student's dtype.
+        The sum of squares, a scalar; and the distances, (N, Cs, H, W), or None unless `keep`. Both are in the
+        student's dtype.
     """
-    module = fused(student.device.type, student.dtype, teacher.dtype) or eager
-    return module.pooled_difference(student, teacher, members, margin, mask, keep)
+    on_gpu = student.device.type == "cuda"
+    kernel = (triton_kernel(student.dtype, teacher.dtype) if on_gpu else None) or eager.pooled_difference
+    return kernel(student, teacher, members, margin, mask, keep)
 
 
 @functools.cache
-def fused(device: str, student: torch.dtype, teacher: torch.dtype) -> ModuleType | None:
-    """The implementation that reads every value once, where there is one that works here."""
-    if device not in FUSED:
-        return None
+def triton_kernel(student: torch.dtype, teacher: torch.dtype) -> Kernel | None:
+    """Return the Triton kernel for these dtypes, or None if it does not work here."""
     try:
-        module = importlib.import_module(f".{FUSED[device]}", __name__)
+        module = importlib.import_module(".cuda", __name__)
         if not module.supports(student, teacher):
             return None
-        check(module, device, student, teacher)
-    except Exception as error:  # whatever a compiler, a driver or a loader may raise
+        check(module.pooled_difference, "cuda", student, teacher)
+    except Exception as error:  # A compiler, a driver or a loader may raise anything.
         logger.warning(
-            "No fused loss on %s (%s); plain torch takes its place: the same numbers, slower.", device, error
+            "No fused loss on cuda (%s); plain torch takes its place: the same numbers, slower.", error
         )
         return None
-    return module
+    return module.pooled_difference
 
 
-def check(module: ModuleType, device: str, student: torch.dtype, teacher: torch.dtype) -> None:
-    """Raise an AssertionError unless the module agrees with plain torch on a small case of each kind.
+def check(kernel: Kernel, device: str, student: torch.dtype, teacher: torch.dtype) -> None:
+    """Compare a kernel with plain PyTorch on small inputs.
 
-    Those are both memory orders, and rows with gaps between them; each with a mask, and without one and
-    without distances: few, since a compiler may take a second for each.
+    The inputs are in either memory order, or in rows with gaps between them; each with a mask, and without
+    a mask and distances. They are few, since a compiler may take a second for each.
+
+    Raises:
+        AssertionError: the results differ.
     """
     values = torch.arange(-330.0, 330.0, device=device)
     s = values[: 2 * 3 * 35].mul(0.37).sin().reshape(2, 3, 5, 7).to(student)
@@ -78,5 +96,5 @@ def check(module: ModuleType, device: str, student: torch.dtype, teacher: torch.
     for student_map, teacher_map in layouts:
         for counts, keep in ((mask[..., : student_map.shape[3]], True), (None, False)):
             arguments = (student_map, teacher_map, members, margin, counts, keep)
-            ours, expected = (one.pooled_difference(*arguments) for one in (module, eager))
-            torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+            found, expected = (one(*arguments) for one in (kernel, eager.pooled_difference))
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)

@@ -1,23 +1,25 @@
-"""The pooled difference on CUDA, in Triton, which the CUDA builds of torch bring along."""
+"""Compute the pooled difference on CUDA, in Triton, which PyTorch's CUDA builds contain."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import no_type_check
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-TILE = 1024  # values of one program
+TILE = 1024  # values that one program handles
 FLOATS = (torch.float32, torch.float64)
 
 
 def supports(student: torch.dtype, teacher: torch.dtype) -> bool:
+    """Return whether the kernel is written for these dtypes."""
     return student in FLOATS and teacher in (*FLOATS, torch.float16, torch.bfloat16)
 
 
 @triton.jit
+@no_type_check
 def _kernel(
     student,
     teacher,
@@ -48,11 +50,11 @@ def _kernel(
     CHANNELS: tl.constexpr,
     POSITIONS: tl.constexpr,
 ):
-    """A tile of channels by positions of one image; its sum of squares goes to an entry of its own."""
+    """Handle a tile of channels by positions of one image; its sum of squares has an entry of its own."""
     n = tl.program_id(2).to(tl.int64)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[:, None]
     p = tl.program_id(0) * POSITIONS + tl.arange(0, POSITIONS)[None, :]
-    if DENSE:  # rows without a gap are one long row, which is read several values at a time
+    if DENSE:  # Rows without gaps are one long row, of which several values are read at a time.
         y, x = 0, p
     else:
         y, x = p // width, p % width
@@ -69,7 +71,7 @@ def _kernel(
         pooled = tl.where(tl.abs(candidate) > tl.abs(pooled), candidate, pooled)
     target = pooled.to(s.dtype)
     floor = tl.load(margin + c, mask=c < channels, other=0.0)
-    target = tl.where((target > floor) | (target != target), target, floor)  # a NaN counts
+    target = tl.where((target > floor) | (target != target), target, floor)  # A NaN counts.
     active = inside & (((s <= target) & (target <= 0)) == 0)
     if MASKED:
         active = active & (tl.load(mask + n * positions + p, mask=p < positions, other=0) != 0)
@@ -85,17 +87,17 @@ def _kernel(
 def pooled_difference(
     student: Tensor, teacher: Tensor, members: Tensor, margin: Tensor, mask: Tensor | None, keep: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """As :func:`mgd_det.maths.kernels.pooled_difference`."""
+    """Compute :func:`mgd_det.maths.kernels.pooled_difference` for the dtypes of :func:`supports`."""
     n, c, h, w = student.shape
-    difference = torch.empty_like(student)  # where it is not wanted, only its strides are
+    difference = torch.empty_like(student)  # Unless `keep`, only its strides are used.
     members, margin = members.contiguous(), margin.to(student.dtype).contiguous()
-    # A tile is along what lies side by side in memory: channels, or positions.
+    # A tile extends along the dimension that is contiguous in memory: channels, or positions.
     tile_c = min(triton.next_power_of_2(c), 64) if teacher.stride(1) == 1 else 1
     tile_p = TILE // tile_c
     dense = all(x.stride(2) == w * x.stride(3) for x in (student, teacher, difference))
     grid = (triton.cdiv(h * w, tile_p), triton.cdiv(c, tile_c), n)
     sums = torch.empty(grid, dtype=student.dtype, device=student.device)
-    counts: Any = student if mask is None else mask.expand(n, 1, h, w).contiguous().view(torch.uint8)
+    counts = student if mask is None else mask.expand(n, 1, h, w).contiguous().view(torch.uint8)
     with torch.cuda.device_of(student):
         _kernel[grid](
             student,
