@@ -8,7 +8,7 @@ from typing import Any
 Record = Mapping[str, Any]
 
 ON_A_GPU = {
-    "loss": "The fused loss of `mgd_det/maths/kernels/cuda.py`, which has been checked under Triton's interpreter.",
+    "loss": "The fused loss of `mgd_det/maths/kernels/cuda.py`, checked under Triton's interpreter.",
     "steps": "Training steps.",
     "losses": "All losses of each method.",
     "memory": "Peak memory.",
@@ -44,6 +44,8 @@ the minima, the one in brackets that of the medians. Times belong to the machine
   training uses on a GPU; `plain torch` takes its place elsewhere; `in sequence` are the two
   definitions one after the other, with automatic differentiation. On a GPU the time that launching takes is
   not counted, here alone.
+  Steps and losses of `mgd` on the CPU, as of 2026-11-21, were measured with an earlier kernel in C; their
+  re-solving, with an earlier order of the matrix, is left out.
 - **All losses** of a method are those of its taps, with norms and adapters, forward and backward down to the
   student's features, again beside a copy of the teacher's.
 - **Peak memory** is the least of several processes for each kind of step; on the CPU it leaves out what a
