@@ -14,7 +14,7 @@ from helpers.commands import ROOT, run_tool
 from mgd_det.errors import ConfigError
 from mgd_det.methods import TapFeatures
 
-METHOD, REDUCER = re.findall(
+SHORT_METHOD, SHORT_SCRIPT, METHOD, REDUCER = re.findall(
     r"```python\n(.*?)```", (ROOT / "docs/extending.md").read_text(encoding="utf-8"), re.S
 )
 
@@ -83,4 +83,22 @@ def test_both_train_in_a_run(mgd_cfg, tmp_path):
         metrics.update(json.loads(line))
     assert metrics["loss_cwd_p4"] > 0
     assert metrics["cwd_p5/gradient_ratio"] > 0
+    assert metrics["loss_mgd_res3"] > 0
+
+
+def test_the_short_method_and_its_script_train(mgd_cfg, tmp_path):
+    assert len(SHORT_METHOD.splitlines()) < 30
+    (tmp_path / "attention.py").write_text(SHORT_METHOD)
+    (tmp_path / "train.py").write_text(SHORT_SCRIPT)
+    mgd_cfg.SOLVER.MAX_ITER, mgd_cfg.DATASETS.TEST = 2, ()
+    (tmp_path / "run.yaml").write_text(mgd_cfg.dump())
+    run_tool(
+        *(tmp_path / "train.py", "--config-file", tmp_path / "run.yaml", "--num-gpus", 0),
+        *("DISTILL.METHODS", '["attention", "mgd"]', "DISTILL.ATTENTION.WEIGHT", 0.5),
+    )
+    metrics = {}
+    for line in (tmp_path / "run/metrics.json").read_text().splitlines():
+        metrics.update(json.loads(line))
+    assert 0 < metrics["loss_attention_res4"] < 1
+    assert metrics["attention_res5/weight"] == 0.5
     assert metrics["loss_mgd_res3"] > 0
