@@ -1,7 +1,7 @@
-"""RetinaNet R-18, taught by a RetinaNet R-50 with Matching Guided Distillation (MGD): a LazyConfig.
+"""A LazyConfig of a RetinaNet R-18 that learns from a RetinaNet R-50 by Matching Guided Distillation (MGD).
 
-To the model zoo's RetinaNet it adds, for lazy_train.py, a `model` that wraps the student, a `hook`, and
-`train.matching_images`.
+To the model zoo's RetinaNet it adds the parts that lazy_train.py uses: a `model` that wraps the student,
+a `hook`, and `train.matching_images`.
 """
 
 from detectron2 import model_zoo
@@ -18,10 +18,10 @@ optimizer, train = _base.optimizer, _base.train
 
 _student = _base.model
 _student.backbone.bottom_up.stages.depth = 18
-del _student.backbone.bottom_up.stages.stride_in_1x1  # which its blocks do not have
+del _student.backbone.bottom_up.stages.stride_in_1x1  # the blocks of an R-18 do not have it
 _student.backbone.bottom_up.freeze_at = 1
 _student.backbone.top_block.in_channels = 512
-# torchvision's ImageNet weights: their channel order and normalisation.
+# Channel order and normalisation of torchvision's ImageNet weights.
 _student.pixel_mean, _student.pixel_std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 _student.input_format = dataloader.train.mapper.image_format = "RGB"
 train.init_checkpoint = "torchvision://resnet18"
@@ -29,15 +29,15 @@ train.output_dir = "output/lazy_retinanet_r18_mgd"
 
 model = L(DistilledDetector)(
     student=_student,
-    # A dict made by a call, since Detectron2 does not look for calls inside plain ones.
+    # `instantiate` does not look for calls inside plain dicts, so this one is made by a call.
     methods=L("builtins.dict")(mgd=L(MGD)(channels={"res3": 128, "res4": 256, "res5": 512}, weights=[0.05])),
     teacher=L(TeacherSpec)(config_file="COCO-Detection/retinanet_R_50_FPN_1x.yaml"),
     input_format="${.student.input_format}",
 )
 
 hook = L(RematchHook)(
-    images=None,  # set by the script, as `optimizer.params.model` is
+    images=None,  # lazy_train.py sets it, as it sets `optimizer.params.model`
     updates=L(UpdateSchedule)(period=5000, slow_after=15000, slow_period=15000),
     weights=L(WeightSchedule)(),
 )
-train.matching_images = 1024  # that every matching is solved from
+train.matching_images = 1024  # number of images that a matching is solved from

@@ -1,17 +1,19 @@
 #!/usr/bin/env python
-"""Matching Guided Distillation (MGD) with LazyConfigs, in the manner of Detectron2's lazyconfig_train_net.py.
+"""Matching Guided Distillation (MGD) with LazyConfigs, in the manner of Detectron2's
+lazyconfig_train_net.py.
 
-    docs/examples/lazy_train.py --config-file docs/examples/lazy_retinanet_r18.py [--resume] [key=value ...]
+    python docs/examples/lazy_train.py \\
+        --config-file docs/examples/lazy_retinanet_r18.py [--resume] [key=value ...]
 
-What a LazyConfig script does not have already is the hook, and the images that it solves the matching from.
-Writes, beside the checkpoints, student.yaml: the LazyConfig of the student alone, for stock Detectron2.
+The script adds two things to a LazyConfig script: the hook, and the images that the hook solves the
+matching from. Beside the checkpoints it writes student.yaml, the LazyConfig of the student alone, for
+stock Detectron2.
 """
 
 from __future__ import annotations
 
 import os
 import random
-import sys
 from collections.abc import Iterable
 from typing import Any, Callable
 
@@ -31,25 +33,24 @@ from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from omegaconf import OmegaConf
 
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../.."))  # a checkout that is not installed
-
 from mgd_det.checkpoint.checkpointer import ReportingCheckpointer
 
 
 def matching_images(cfg: Any) -> Callable[[int], Iterable[Any]]:
-    """Iteration -> images of the training set for the matching before it, without augmentation."""
+    """Returns a function from an iteration to images for its matching, read without augmentation."""
     images = instantiate(cfg.dataloader.train.dataset)
     number = min(cfg.train.matching_images, len(images))
 
     def batches(iteration: int) -> Iterable[Any]:
-        drawn = random.Random(iteration).sample(images, number)  # the same in all processes ..
+        drawn = random.Random(iteration).sample(images, number)  # the same in all processes
         mapper = instantiate(cfg.dataloader.test.mapper)
-        return build_detection_test_loader(drawn, mapper=mapper)  # .. each of which gets its share
+        return build_detection_test_loader(drawn, mapper=mapper)  # gives each process its share
 
     return batches
 
 
 def test(cfg: Any, model: Any) -> Any:
+    """Evaluates the model, prints its results and returns them."""
     loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
     results = inference_on_dataset(model, loader, evaluator)
     print_csv_format(results)
@@ -57,6 +58,7 @@ def test(cfg: Any, model: Any) -> Any:
 
 
 def train(args: Any, cfg: Any) -> None:
+    """Trains the student, from the start or from the last checkpoint."""
     model = instantiate(cfg.model)  # a DistilledDetector
     model.to(cfg.train.device)
     cfg.optimizer.params.model = model
@@ -64,7 +66,7 @@ def train(args: Any, cfg: Any) -> None:
     model = create_ddp_model(model, **cfg.train.ddp)
     loader = instantiate(cfg.dataloader.train)
     trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(model, loader, optimizer)
-    # Detectron2's, which also reads torchvision's ImageNet files.
+    # Like Detectron2's DetectionCheckpointer; it also reads torchvision's ImageNet files.
     checkpointer = ReportingCheckpointer(model, cfg.train.output_dir, trainer=trainer)
     cfg.hook.images = matching_images(cfg)
     trainer.register_hooks(
@@ -96,7 +98,7 @@ def main(args: Any) -> None:
     cfg = LazyConfig.apply_overrides(cfg, args.opts)
     default_setup(cfg, args)
     if args.eval_only:
-        model = instantiate(cfg.model.student).to(cfg.train.device)  # stock; the checkpoints are its
+        model = instantiate(cfg.model.student).to(cfg.train.device)  # the checkpoints are the stock student's
         ReportingCheckpointer(model).load(cfg.train.init_checkpoint)
         test(cfg, model)
     else:

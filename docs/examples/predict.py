@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""Predict with a student that was distilled, in stock Detectron2: nothing of mgd_det is imported.
+"""Predict with a distilled student in stock Detectron2. The script does not import mgd_det.
 
-    docs/examples/predict.py --run output/demo/student_mgd --image photograph.jpg [--tta]
+    python docs/examples/predict.py --run output/demo/student_mgd --image photograph.jpg [--tta]
 
-`--tta` augments at test time: Faster and Mask R-CNN by Detectron2's `GeneralizedRCNNWithTTA`, which refuses
-everything else. For RetinaNet Detectron2 makes the augmented images, and the detections are merged here.
+`--tta` augments the image at test time. For Faster and Mask R-CNN this is Detectron2's
+`GeneralizedRCNNWithTTA`, which refuses all other models. For RetinaNet, Detectron2 makes the augmented
+images and this script merges the detections.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from detectron2.structures import Boxes, Instances
 
 
 def predict_augmented(cfg: CfgNode, model: torch.nn.Module, image: dict) -> Instances:
-    """Detections of an image, given as the model takes it and at its original size."""
+    """Returns the detections in an image, a dict in the model's input format at the original size."""
     if isinstance(model, GeneralizedRCNN):
         return GeneralizedRCNNWithTTA(cfg, model)([image])[0]["instances"]
     boxes, scores, classes = [], [], []
-    for augmented in DatasetMapperTTA(cfg)(image):  # TEST.AUG.MIN_SIZES, .MAX_SIZE, .FLIP
+    for augmented in DatasetMapperTTA(cfg)(image):  # by TEST.AUG.MIN_SIZES, .MAX_SIZE and .FLIP
         transforms = augmented.pop("transforms")
-        augmented["height"], augmented["width"] = augmented["image"].shape[1:]  # boxes at this size ..
+        augmented["height"], augmented["width"] = augmented["image"].shape[1:]  # predict boxes at this size
         found = model([augmented])[0]["instances"].to("cpu")
-        back = transforms.inverse().apply_box(found.pred_boxes.tensor.numpy())  # .. taken back from there
+        back = transforms.inverse().apply_box(found.pred_boxes.tensor.numpy())  # and transform them back
         boxes.append(torch.as_tensor(back))
         scores.append(found.scores)
         classes.append(found.pred_classes)
@@ -52,7 +53,7 @@ def main() -> None:
     parser.add_argument("--run", required=True, help="folder with student_config.yaml and model_final.pth")
     parser.add_argument("--image", required=True)
     parser.add_argument("--tta", action="store_true", help="augment at test time")
-    parser.add_argument("--score", type=float, default=0.3, help="least score shown (default: 0.3)")
+    parser.add_argument("--score", type=float, default=0.3, help="lowest score that is shown (default: 0.3)")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides, such as MODEL.DEVICE cpu")
     args = parser.parse_args()
 
@@ -62,7 +63,7 @@ def main() -> None:
     cfg.merge_from_list(args.opts)
     predictor = DefaultPredictor(cfg)
 
-    image = read_image(args.image, format="BGR")  # which a DefaultPredictor takes, whatever the model does
+    image = read_image(args.image, format="BGR")  # a DefaultPredictor always takes BGR
     if args.tta:
         height, width = image.shape[:2]
         pixels = image[:, :, ::-1] if cfg.INPUT.FORMAT == "RGB" else image

@@ -20,9 +20,7 @@ def test_it_is_short():
 
 def test_the_demonstrations_table_holds_the_committed_figures():
     results = json.loads((ROOT / "results/demo.json").read_text())["results"]
-    rows = re.findall(
-        r"^\| (?:teacher|student) R-.*\| ([\d.]+) \| ([\d.]+) \| (\d+):(\d\d) \|$", DEMO, re.M
-    )
+    rows = re.findall(r"^\| (?:teacher|student) R-.*\| ([\d.]+) \| ([\d.]+) \| (\d+):(\d\d) \|$", DEMO, re.M)
     figures = [(float(ap), float(ap50), 60 * int(m) + int(s)) for ap, ap50, m, s in rows]
     assert figures == [
         (round(r["AP"], 1), round(r["AP50"], 1), round(r["seconds"])) for r in results.values()
