@@ -243,9 +243,9 @@ def argument_parser() -> argparse.ArgumentParser:
 
 DOCUMENT = """# Which detectors teach which
 
-Students that Matching Guided Distillation (MGD) and the other methods taught, for {steps} steps each on 64 px
-images, evaluated, resumed for {more} more, and loaded by stock Detectron2. Teachers have random weights: this
-shows what fits together, not what is gained by it. Made by
+Each row stands for a student that was trained with Matching Guided Distillation (MGD) or another method for
+{steps} steps on images of 64 px, evaluated, resumed for {more} more steps, and loaded by stock Detectron2.
+The teachers have random weights, so the table shows what fits together and not what is gained. It was made by
 
 ```
 {command}
@@ -254,13 +254,16 @@ shows what fits together, not what is gained by it. Made by
 with Python {python}, torch {torch}, Detectron2 {detectron2} ({system}, {machine}, {cores} CPU cores, no GPU
 used): {works} of {count} pairs work.
 
-- *r18*, *r34*, *r50*, *r101*: ResNets; but for FCOS's, those of bottlenecks are narrowed to WIDTH_PER_GROUP
-  16 and RES2_OUT_CHANNELS 128. *x50*: ResNeXt-50 32x8d. *regnet*, *regnet_small*: RegNetX-800MF and -200MF.
-- *faster*, *mask*: Faster and Mask R-CNN with an FPN. FCOS and the RegNets are described by LazyConfigs.
-- *mgd* compares res3 .. res5, *imitation* and *channel_mlp* p3 .. p5, *lsh* and *logits* the heads, unless
-  taps follow; `a=b` is the student's a against the teacher's b. *inherit*: `DISTILL.INHERIT`.
-- *all*: {all}.
-- *seconds*: of four processes, start-up included; the machine may have had other work.
+- *r18*, *r34*, *r50* and *r101* are ResNets. Those of bottlenecks are narrowed to WIDTH_PER_GROUP 16 and
+  RES2_OUT_CHANNELS 128, except in FCOS. *x50* is ResNeXt-50 32x8d; *regnet* and *regnet_small* are
+  RegNetX-800MF and -200MF.
+- *faster* and *mask* are Faster and Mask R-CNN with an FPN. FCOS and the RegNets are described by
+  LazyConfigs.
+- *mgd* compares res3 to res5, *imitation* and *channel_mlp* compare p3 to p5, *lsh* and *logits* compare
+  the heads, unless taps follow. `a=b` compares the student's a with the teacher's b. *inherit* stands for
+  `DISTILL.INHERIT`.
+- *all* stands for {all}.
+- *seconds* are those of four processes, with their start-up; the machine may have had other work.
 
 | teacher | student | methods | seconds | result |
 |---|---|---|---|---|

@@ -8,52 +8,51 @@ from typing import Any
 Record = Mapping[str, Any]
 
 ON_A_GPU = {
-    "loss": "The fused loss of `mgd_det/maths/kernels/cuda.py`, checked under Triton's interpreter.",
+    "loss": "The fused loss of `mgd_det/maths/kernels/cuda.py`, checked under Triton's interpreter only.",
     "steps": "Training steps.",
     "losses": "All losses of each method.",
     "memory": "Peak memory.",
-    "teacher": "The teacher's forward pass in each way to run it.",
+    "teacher": "The teacher's forward pass in each of its settings.",
 }
 
 STEP_HEADS = ("takes", "over the floor", "over the student alone", "its limit")  # of `step_cells`
 
-OVERLAP = """Running the teacher at the same time as the student, on one GPU, is not built: whether it is
-faster could not be measured.
+OVERLAP = """Teacher and student never run at the same time on one GPU. This is not implemented, because no
+GPU was available to measure whether it is faster.
 """
 
 HEAD = """# Performance
 
-What distilling with Matching Guided Distillation (MGD) and its neighbours costs, in ratios that
-`tools/benchmark.py` measured in one run: all that is compared ran in turn. The first figure is the ratio of
-the minima, the one in brackets that of the medians. Times belong to the machine and say little elsewhere.
+This page gives the cost of distillation with Matching Guided Distillation (MGD) and the methods beside it.
+`tools/benchmark.py` measured each table in one run, in which everything that is compared ran in turn. The
+first figure is the ratio of the minima, the one in brackets that of the medians. Times belong to the
+machine and say little about others.
 
-- **The floor** of a distilled step is the student's own training step and as much of the teacher's forward
-  pass as the taps need: nobody can distil for less. Both networks have random weights and see noise with
-  boxes, in images of different sizes, so that there is padding. What the methods learn beside the student is
-  above the floor: the convolutions of `channel_mlp`, and most of all the 4,096 projections of `lsh`.
-  The teacher's pass in it is the one that the distilled step runs: `DTYPE`, `CHANNELS_LAST` and `COMPILE` of
-  `DISTILL.TEACHER` lower the floor itself, and the ratio to it does not show what they gain.
-  How far the floor lies over the student's own step has a limit, that of arithmetic: multiplications and
-  additions in convolutions and matrix products.
-- **The teacher's forward pass** ends with the last tap. Compiling it may take minutes when it first
-  runs, and is no part of the figures; later starts find what was compiled.
+- **The floor** of a distilled step is the student's own training step plus that part of the teacher's
+  forward pass that the taps need. Distillation cannot cost less. Both networks have random weights and see
+  noise with boxes, in images of different sizes, so that there is padding. Everything that the methods
+  learn beside the student is above the floor: the convolutions of `channel_mlp`, and most of all the 4,096
+  projections of `lsh`. The teacher's pass is the one that the distilled step runs. `DTYPE`, `CHANNELS_LAST`
+  and `COMPILE` of `DISTILL.TEACHER` therefore lower the floor itself, and the ratio to it does not show
+  what they gain. Arithmetic limits how close the floor can come to the student's own step; the limit counts
+  multiplications and additions in convolutions and matrix products.
+- **The teacher's forward pass** ends with the last tap. Its first compilation may take minutes, which are
+  not part of the figures; later starts find what was compiled.
 - **The loss** is absolute max pooling (AMP, not mixed precision) with the partial L2 distance, forward and
-  backward, beside a warm copy of the teacher's features into memory that is there already. Its limit counts
-  the bytes that must move: teacher and student are read, the distances written and read again, the gradient
-  written; a copy reads and writes the teacher's features. `fused` is the Triton kernel, which
-  training uses on a GPU; `plain torch` takes its place elsewhere; `in sequence` are the two
-  definitions one after the other, with automatic differentiation. On a GPU the time that launching takes is
-  not counted, here alone.
-  Steps and losses of `mgd` on the CPU, as of 2026-11-21, were measured with an earlier kernel in C; their
-  re-solving, with an earlier order of the matrix, is left out.
-- **All losses** of a method are those of its taps, with norms and adapters, forward and backward down to the
-  student's features, again beside a copy of the teacher's.
-- **Peak memory** is the least of several processes for each kind of step; on the CPU it leaves out what a
-  process holds before it builds anything.
-- **Matching** has a share in the training time: by `pass`, extra images through both networks; `online`,
-  statistics from the features of every so many-th step, after a first pass. Solving is counted with both,
-  reading a pass's images is not. For its matching the reference implementation takes 6,006 batches in 90,000
-  iterations, through both networks twice.
+  backward. It is compared with a warm copy of the teacher's features into memory that exists already. Its
+  limit counts the bytes that must move: teacher and student are read, the distances are written and read
+  again, the gradient is written; a copy reads and writes the teacher's features. `fused` is used in
+  training if there is a C compiler or, on a GPU, Triton; otherwise `plain torch` takes its place. `in
+  sequence` computes the two definitions one after the other, with automatic differentiation. On a GPU, the
+  time of launching is left out here, and only here.
+- **All losses** of a method are those of its taps, with norms and adapters, forward and backward down to
+  the student's features. They are compared with a copy of the teacher's features as well.
+- **Peak memory** is the minimum of several processes for each kind of step. On the CPU, the memory that a
+  process holds before it builds anything is left out.
+- **Matching** takes a share of the training time. With `pass` it is the time of extra images through both
+  networks; with `online`, that of statistics from the features of every N-th step, after a first pass.
+  Solving is counted in both cases, reading the images of a pass is not. For its matching, the reference
+  implementation passes 6,006 batches through both networks twice in 90,000 iterations.
 """
 
 
@@ -80,9 +79,9 @@ def lines(record: Record) -> Iterator[str]:
         data = record["data"]
         images = "scikit-learn's photographs of 427 x 640" if data["photos"] else "the training set"
         yield (
-            f"The data loader by itself, on {images}, workers: {data['workers']}, takes "
-            f"{data['seconds']:.3f} s for a batch, {data['of a step']:.1%} of a distilled step of the first "
-            f"method, and gives {data['images a second']:.0f} images a second."
+            f"The data loader alone (on {images}, workers: {data['workers']}) takes {data['seconds']:.3f} s "
+            f"for a batch, which is {data['of a step']:.1%} of a distilled step of the first method. It "
+            f"gives {data['images a second']:.0f} images a second."
         )
         yield ""
 
@@ -178,10 +177,10 @@ def share_lines(method: str, steps: Record) -> Iterator[str]:
     schedule, shares = steps["schedule"], steps["shares"]
     images, length = schedule["images of a pass"], schedule["iterations"]
     yield (
-        f"Matching of `{method}` in {length} iterations of {schedule['batch']} images takes of the training "
-        f"time: online, every {schedule['online every']}th step, {shares['online']:.2%}, after a first pass "
-        f"over {images} images, {shares['first pass']:.2%}; by pass, {schedule['passes']} times {images} "
-        f"images, {shares['pass']:.2%}."
+        f"The matching of `{method}` takes this share of the training time, in {length} iterations of "
+        f"{schedule['batch']} images: {shares['online']:.2%} online, from every {schedule['online every']}th "
+        f"step, and {shares['first pass']:.2%} for the first pass over {images} images; or "
+        f"{shares['pass']:.2%} by pass, {schedule['passes']} times over {images} images."
     )
     yield ""
 

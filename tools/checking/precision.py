@@ -15,10 +15,11 @@ ON_GPU = "mixed-precision-gpu"  # the check that needs one
 
 
 def mixed_precision(config: Path, folder: Path, *, gpus: int = 0, iterations: int = 10) -> Figures:
-    """Training under autocast (SOLVER.AMP) in float16 and bfloat16: every loss of every iteration must be
-    finite. Measured is the largest relative deviation of a distillation loss in the first iteration from a
-    float32 run with the same seed. The images are 120 to 160 pixels wide: on feature maps one pixel wide,
-    which smaller ones lead to, torch's CPU kernel for weight gradients in bfloat16 gives wrong values or NaN.
+    """A run trains under autocast (SOLVER.AMP) in float16 and bfloat16: every loss of every iteration must
+    be finite. The figure is the largest relative deviation of a distillation loss in the first iteration
+    from a float32 run with the same seed. The images are 120 to 160 pixels wide, because smaller ones lead
+    to feature maps one pixel wide, on which torch's CPU kernel for weight gradients in bfloat16 gives wrong
+    values or NaN.
     """
     keys = ("DISTILL.EXACT_RESUME", True, "SOLVER.MAX_ITER", iterations, "INPUT.MIN_SIZE_TRAIN", (128,))
     first: dict[str, dict[str, float]] = {}

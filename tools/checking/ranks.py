@@ -22,10 +22,10 @@ ONE_AGENT = (*TORCHRUN, "--standalone", "--nproc_per_node")  # of so many proces
 
 
 def ranks(config: Path, folder: Path) -> Figures:
-    """Two processes, by torchrun and gloo, solve the matching and compute the distillation losses of four
-    images of one size, two of them each; one process does so with all four. The assignments must be the
-    same, and losses, margins and gradients too, up to the order of sums (deviations are relative to the
-    largest value of each tensor).
+    """Two processes, started by torchrun with gloo, solve the matching and compute the distillation losses
+    of four images of one size, two images each. One process does the same with all four. The assignments
+    must be equal. Losses, margins and gradients must be equal up to the order of sums (deviations are
+    relative to the largest value of each tensor).
     """
     results = []
     for processes in (1, 2):
@@ -91,9 +91,9 @@ def ranks_worker(config: str, out: str) -> None:
 
 
 def two_agents(config: Path, folder: Path, *, iterations: int = 6) -> Figures:
-    """A run over two machines, as far as one machine can play both: two torchrun agents with a process each,
-    connected through 127.0.0.1, against one agent with two processes. Both train the same iterations with
-    the same seed; the student's weights must be the same (deviations as for `ranks`).
+    """A run over two machines is simulated on one: two torchrun agents with a process each, connected
+    through 127.0.0.1, are compared with one agent with two processes. Both train the same iterations with
+    the same seed; the student's weights must be equal (deviations as for `ranks`).
     """
     keys = ("DISTILL.EXACT_RESUME", True, "SOLVER.MAX_ITER", iterations, "SOLVER.IMS_PER_BATCH", 4)
     one, two = folder / "one_agent", folder / "two_agents"
@@ -114,7 +114,7 @@ def two_agents(config: Path, folder: Path, *, iterations: int = 6) -> Figures:
 
 
 def dead_rank(config: Path, folder: Path) -> Figures:
-    """One of the two processes of a training run is killed (SIGKILL): the whole job must end by itself and
+    """One of the two processes of a training run is killed (SIGKILL). The whole job must end by itself and
     with an error, name the signal in its output, and soon leave no process behind (the processes that load
     data for a rank notice its death within five seconds).
     """

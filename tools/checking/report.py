@@ -10,10 +10,11 @@ from checking.precision import ON_GPU
 
 REPORT = """# Reliability
 
-What a long run of Matching Guided Distillation has to withstand, done to short ones on purpose: real
-commands in processes of their own, killed, resumed, spread over ranks and compared. The networks and images
-are tiny, so that it takes minutes; the code is what a full run goes through. To be run, before a long run,
-on the machine that this is meant for; `python tools/selfcheck.py --help` tells more.
+`tools/selfcheck.py` does to short runs of Matching Guided Distillation (MGD) what a long run has to
+withstand. It starts the real commands in processes of their own, kills and resumes them, distributes them
+over several processes, and compares the results. The networks and images are tiny, so the checks take
+minutes, but the code is that of a full run. Run it before a long run, on the machine that the long run is
+meant for; `python tools/selfcheck.py --help` lists its options.
 
 On {date}, with seed {seed}, {versions} ({machine}),
 
@@ -21,7 +22,7 @@ On {date}, with seed {seed}, {versions} ({machine}),
 {command}
 ```
 
-printed, and wrote into this file:
+printed the following lines and wrote this page:
 
 ```
 {lines}
@@ -34,9 +35,9 @@ printed, and wrote into this file:
 ## What has not been run
 
 {not_run}- Several GPUs, and NCCL, which connects them.
-- Two machines: in two-agents one machine plays both.
+- Two machines: in two-agents, one machine plays both.
 - Resuming a run of several processes, and kills during an evaluation.
-- The loss of a machine: what a killed process has written is safe with the kernel, which a power cut ends.
+- The loss of a machine: the kernel keeps what a killed process has written, but not through a power cut.
 - Network file systems and object stores.
 """
 

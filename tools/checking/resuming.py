@@ -23,11 +23,11 @@ AIMS = ("writing", "training", "start-up", "training")  # of kills: over and ove
 def kill_and_resume(config: Path, folder: Path, *, mode: str, kills: int, seed: int) -> Figures:
     """A run with DISTILL.EXACT_RESUME is killed (SIGKILL) at random moments, some of them aimed at the
     writing of a checkpoint, and started again each time by the same command. After every kill the file that
-    `last_checkpoint` names must load whole, and the next start must begin there. What is lost are the
-    iterations since, which are counted up to the last checkpoint that had been begun. The run that got
-    through all this must equal one that was left alone with the same seed, bit for bit: in all that its last
-    checkpoint holds (student, optimiser, matching, statistics, adapters, the metrics of the last 200
-    iterations) and in metrics.json, times left out.
+    `last_checkpoint` names must load completely, and the next start must begin there. The iterations since
+    then are lost; they are counted up to the last checkpoint whose writing had begun. In the end, the run
+    must equal an undisturbed run with the same seed, bit for bit: in everything that its last checkpoint
+    holds (student, optimiser, matching, statistics, adapters, the metrics of the last 200 iterations) and
+    in metrics.json, except for times.
     """
     rng = random.Random(f"{seed} {mode}")
     output, iterations = folder / "killed", 5 * PERIOD * kills
@@ -69,9 +69,9 @@ def kill_and_resume(config: Path, folder: Path, *, mode: str, kills: int, seed: 
 
 
 def stock_resume(config: Path, folder: Path) -> Figures:
-    """Without DISTILL.EXACT_RESUME, a run with Detectron2's own data loading is killed and started again. So
-    that nothing moves them, the second start has its distillation losses switched off: matching, statistics
-    and adapters must afterwards be those of the checkpoint that it resumed from, bit for bit.
+    """A run without DISTILL.EXACT_RESUME, with Detectron2's own data loading, is killed and started again.
+    The second start has its distillation losses switched off, so that matching, statistics and adapters do
+    not change: they must afterwards equal those of the checkpoint that it resumed from, bit for bit.
     """
     output = folder / "run"
     still = ("SOLVER.OPTIMIZER", "SGD", "SOLVER.MOMENTUM", 0.0, "SOLVER.WEIGHT_DECAY", 0.0)
