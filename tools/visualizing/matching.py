@@ -82,7 +82,7 @@ def read_matching(run: Run, checkpoint: Mapping[str, Any]) -> MatchingState:
     taps = {}
     for tap, matching in extra["matchings"].items():
         statistics = MatchingStatistics.from_sums(extra["statistics"][tap], torch.device("cpu"))
-        norm = STUDENT_NORMS[extra["settings"]["NORM"]](len(matching["groups"]))
+        norm = STUDENT_NORMS[extra["settings"]["DISTILL.MGD.NORM"]](len(matching["groups"]))
         prefix = f"norms.{module_key(tap)}."
         norm.load_state_dict({k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)})
         taps[tap] = TapMatching(
