@@ -149,7 +149,7 @@ def test_what_no_gpu_has_run_is_listed_by_parts():
     assert listed({"device": "cuda", "loss": [], "memory": {}}, on_cpu) == [parts[1], parts[3]]
     everything = {"device": "cuda:0", "loss": [], "steps": {}, "memory": {}, "teacher": []}
     assert listed(everything) == []
-    assert "is not built" in not_run([everything])
+    assert "is not implemented" in not_run([everything])
 
 
 def test_ways_to_run_the_teacher_are_beside_the_plain_one(mgd_cfg, monkeypatch):
