@@ -36,7 +36,7 @@ model = L(DistilledDetector)(
 )
 
 hook = L(RematchHook)(
-    images=None,  # lazy_train.py sets it, as it sets `optimizer.params.model`
+    images=None,  # set by the script, as `optimizer.params.model` is
     updates=L(UpdateSchedule)(period=5000, slow_after=15000, slow_period=15000),
     weights=L(WeightSchedule)(),
 )

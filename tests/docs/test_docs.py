@@ -65,3 +65,12 @@ def test_every_key_that_a_page_names_exists(page):
         for part in key.split("."):
             assert part in node, key
             node = node[part]
+
+
+def test_every_module_is_in_the_table_of_contributing():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = "\n".join(re.findall(r"^\| \d \|.*", text, flags=re.MULTILINE))
+    for path in ROOT.glob("mgd_det/**/*.py"):
+        if path.name != "__init__.py":
+            name = "kernels/" if path.parent.name == "kernels" else path.stem
+            assert f"`{name}`" in table, path
