@@ -8,7 +8,7 @@ from typing import Any
 Record = Mapping[str, Any]
 
 ON_A_GPU = {
-    "loss": "The fused loss of `mgd_det/maths/kernels/cuda.py`, checked under Triton's interpreter only.",
+    "loss": "The fused loss of `mgd_det/kernels/cuda.py`, which has been checked under Triton's interpreter.",
     "steps": "Training steps.",
     "losses": "All losses of each method.",
     "memory": "Peak memory.",
@@ -39,14 +39,14 @@ machine and say little about others.
 - **The teacher's forward pass** ends with the last tap. Its first compilation may take minutes, which are
   not part of the figures; later starts find what was compiled.
 - **The loss** is absolute max pooling (AMP, not mixed precision) with the partial L2 distance, forward and
-  backward. It is compared with a warm copy of the teacher's features into memory that exists already. Its
-  limit counts the bytes that must move: teacher and student are read, the distances are written and read
-  again, the gradient is written; a copy reads and writes the teacher's features. `fused` is used in
-  training if there is a C compiler or, on a GPU, Triton; otherwise `plain torch` takes its place. `in
-  sequence` computes the two definitions one after the other, with automatic differentiation. On a GPU, the
-  time of launching is left out here, and only here.
-- **All losses** of a method are those of its taps, with norms and adapters, forward and backward down to
-  the student's features. They are compared with a copy of the teacher's features as well.
+  backward, beside a warm copy of the teacher's features into memory that is there already. Its limit counts
+  the bytes that must move: teacher and student are read, the distances written and read again, the gradient
+  written; a copy reads and writes the teacher's features. `fused` is the Triton kernel, which
+  training uses on a GPU; `plain torch` takes its place elsewhere; `in sequence` are the two
+  definitions one after the other, with automatic differentiation. On a GPU the time that launching takes is
+  not counted, here alone.
+- **All losses** of a method are those of its taps, with norms and adapters, forward and backward down to the
+  student's features. They are compared with a copy of the teacher's features as well.
 - **Peak memory** is the minimum of several processes for each kind of step. On the CPU, the memory that a
   process holds before it builds anything is left out.
 - **Matching** takes a share of the training time. With `pass` it is the time of extra images through both
