@@ -101,6 +101,16 @@ class ReportingCheckpointer(DetectionCheckpointer):
         self.key, self.role, self.trusted = key, role, trusted
         self.report: LoadReport | None = None
         self._path = ""
+        self._damaged_remedy = (
+            "It may be truncated or something else under that name: fetch or write it again."
+        )
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """As in Detectron2; errors of the last checkpoint name `--resume`."""
+        if resume and self.has_checkpoint():
+            self.key = "--resume"
+            self._damaged_remedy = "Name an earlier checkpoint in OUTPUT_DIR/last_checkpoint."
+        return super().resume_or_load(path, resume=resume)
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As in Detectron2; `report` then says what matched.
@@ -124,14 +134,11 @@ class ReportingCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         try:
-            if not self.trusted:
-                _check_plain(filename)
-                checkpoint = super()._load_file(filename)
-            elif filename.endswith(".pkl"):
-                checkpoint = super()._load_file(filename)
-            else:
-                checkpoint = torch.load(filename, map_location="cpu", weights_only=False)
-                checkpoint = checkpoint if "model" in checkpoint else {"model": checkpoint}
+            checkpoint = _read(filename, trusted=self.trusted)
+            # Detectron2's main takes "?matching_heuristics=True" behind a path.
+            url = getattr(self, "_parsed_url_during_load", None)
+            if url is not None and url.query == "matching_heuristics=True":
+                checkpoint["matching_heuristics"] = True
             state = checkpoint["model"]
             if not hasattr(state, "items"):
                 raise TypeError(f"its entry 'model' is a {type(state).__name__}, not a table of tensors")
@@ -158,7 +165,7 @@ class ReportingCheckpointer(DetectionCheckpointer):
                 self.key,
                 self._path,
                 f"is not a whole weight file ({reason})",
-                "It may be truncated or something else under that name: fetch or write it again.",
+                self._damaged_remedy,
             ) from error
         return as_checkpoint(state) if is_torchvision_resnet(state) else checkpoint
 
@@ -210,11 +217,15 @@ class ReportingCheckpointer(DetectionCheckpointer):
         """The report says it all."""
 
 
-def trainer_state(cfg: CfgNode, *, resume: bool) -> dict[str, Any]:
-    """The trainer's part of the last checkpoint of a run that is to be resumed; {} where there is none."""
+def last_checkpoint(cfg: CfgNode, *, resume: bool) -> str:
+    """Returns the path of the checkpoint that a run resumes from, "" where it starts anew.
+
+    Raises:
+        ConfigError: OUTPUT_DIR/last_checkpoint names a file that is not there.
+    """
     folder = cfg.OUTPUT_DIR
     if not resume or not os.path.isfile(os.path.join(folder, "last_checkpoint")):
-        return {}
+        return ""
     with open(os.path.join(folder, "last_checkpoint")) as f:
         path = os.path.join(folder, f.read().strip())
     if not os.path.isfile(path):
@@ -224,10 +235,21 @@ def trainer_state(cfg: CfgNode, *, resume: bool) -> dict[str, Any]:
             f"its file last_checkpoint names {os.path.basename(path)!r}, which is not there",
             "Write the name of a checkpoint that is into it, or start anew without --resume.",
         )
+    return path
+
+
+def trainer_state(cfg: CfgNode, *, resume: bool) -> dict[str, Any]:
+    """Returns the trainer's part of the checkpoint that a run resumes from, {} where it starts anew.
+
+    Raises:
+        ConfigError: the checkpoint is missing or cannot be read.
+    """
+    path = last_checkpoint(cfg, resume=resume)
+    if not path:
+        return {}
     try:
-        plain = not cfg.DISTILL.UNSAFE_LOADING
-        return torch.load(path, map_location="cpu", weights_only=plain).get("trainer", {})
-    except (RuntimeError, EOFError, pickle.UnpicklingError, AttributeError) as error:
+        return _read(path, trusted=cfg.DISTILL.UNSAFE_LOADING).get("trainer", {})
+    except (_Refused, RuntimeError, EOFError, pickle.UnpicklingError, AttributeError) as error:
         remedy = (
             "Name an earlier checkpoint in OUTPUT_DIR/last_checkpoint; or, if it holds Python objects of a "
             "hook of yours, set DISTILL.UNSAFE_LOADING True."
@@ -240,16 +262,33 @@ def _counts(name: str) -> bool:
     return not name.endswith("num_batches_tracked")
 
 
-def _check_plain(filename: str) -> None:
-    """Raise :class:`_Refused` if loading the file would build anything but tensors and plain values."""
+def _read(filename: str, *, trusted: bool) -> dict[str, Any]:
+    """Returns a file's content as Detectron2's checkpointer does, with the weights under "model".
+
+    Raises:
+        _Refused: loading the file would build anything but tensors and plain values, and it is not trusted.
+    """
     if filename.endswith(".pkl"):
         with open(filename, "rb") as f:
-            _PlainUnpickler(f, encoding="latin1").load()
-        return
+            unpickler = pickle.Unpickler if trusted else _PlainUnpickler
+            return _from_pickle(unpickler(f, encoding="latin1").load())
     try:
-        torch.load(filename, map_location="cpu", weights_only=True)
+        content = torch.load(filename, map_location="cpu", weights_only=not trusted)
     except pickle.UnpicklingError as error:
         foreign = re.search(r"GLOBAL (\S+)", str(error))
         if foreign:
             raise _Refused(foreign[1]) from error
         raise
+    if filename.endswith(".pyth"):  # pycls's
+        state = {name: value for name, value in content["model_state"].items() if _counts(name)}
+        return {"model": state, "__author__": "pycls", "matching_heuristics": True}
+    return content if "model" in content else {"model": content}
+
+
+def _from_pickle(content: dict[str, Any]) -> dict[str, Any]:
+    """Returns a file of Detectron2's model zoo as it is, and one of Caffe2's with what tells it apart."""
+    if "model" in content and "__author__" in content:
+        return content
+    state = content.get("blobs", content)
+    state = {name: value for name, value in state.items() if not name.endswith("_momentum")}
+    return {"model": state, "__author__": "Caffe2", "matching_heuristics": True}
