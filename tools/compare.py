@@ -27,7 +27,7 @@ from comparing.runner import INTERRUPTED, Runner, say  # noqa: E402
 from comparing.runs import check_files, check_unfinished, plan, read_records  # noqa: E402
 
 from mgd_det.errors import ConfigError  # noqa: E402
-from mgd_det.run.launch import check_launch  # noqa: E402
+from mgd_det.run.preflight import check_launch  # noqa: E402
 
 EXAMPLES = """
 An experiment is a YAML file; its paths start at the repository:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import copy
 
-import torch
 from detectron2.config import CfgNode
 
 from mgd_det.methods import method_defaults
 
 DISTILLER = "DistilledDetector"  # MODEL.META_ARCHITECTURE of a student with a teacher beside it
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}  # precisions of autocast
 
 
 def add_mgd_config(cfg: CfgNode) -> None:

@@ -53,7 +53,9 @@ def register_datasets(cfg: CfgNode) -> None:
         register_coco_instances(name, {}, annotations, root)
 
 
-def check_datasets(cfg: CfgNode, *, training: bool, model: CfgNode | None = None) -> None:
+def check_datasets(
+    cfg: CfgNode, *, training: bool, student: bool = True, teacher: CfgNode | None = None
+) -> None:
     """Check the data sets that a run will use, as far as can be done in seconds.
 
     Sets of `DATASETS.REGISTER` go through :func:`coco_files.check_coco`. Of others it is seen that the files
@@ -62,7 +64,8 @@ def check_datasets(cfg: CfgNode, *, training: bool, model: CfgNode | None = None
     Args:
         cfg: a config whose `DATASETS.REGISTER` has been registered.
         training: whether DATASETS.TRAIN is used, beside DATASETS.TEST.
-        model: the config of the teacher, where that is what predicts.
+        student: whether the student is trained or evaluated.
+        teacher: the teacher's config if the teacher is evaluated on DATASETS.TEST.
 
     Raises:
         ConfigError: a set is not registered, lacks its files, is not COCO format, has images of another
@@ -72,7 +75,7 @@ def check_datasets(cfg: CfgNode, *, training: bool, model: CfgNode | None = None
     registered = {entry[0] for entry in cfg.DATASETS.REGISTER}
     if training and not cfg.DATASETS.TRAIN:
         raise ConfigError("DATASETS.TRAIN", (), "no training set is named", "Name at least one.")
-    if not training and not cfg.DATASETS.TEST:
+    if (teacher or not training) and not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST", (), "there is nothing to evaluate on", "Name at least one set.")
     uses = [("DATASETS.TRAIN", name) for name in (cfg.DATASETS.TRAIN if training else ())]
     uses += [("DATASETS.TEST", name) for name in cfg.DATASETS.TEST]
@@ -91,7 +94,10 @@ def check_datasets(cfg: CfgNode, *, training: bool, model: CfgNode | None = None
             classes = check_coco(cfg, key, name, metadata)
         else:  # a set of millions of boxes is not read twice; its classes are known where it says so
             classes = list(metadata.get("thing_classes") or ())
-        _check_class_count(model or cfg, key, name, len(classes), of_teacher=model is not None)
+        if student:
+            _check_class_count(cfg, key, name, len(classes), of_teacher=False)
+        if teacher and key == "DATASETS.TEST":
+            _check_class_count(teacher, key, name, len(classes), of_teacher=True)
         first = first if first[1] else (name, classes)
         _check_same_classes(key, name, classes, *first)
 

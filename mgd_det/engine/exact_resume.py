@@ -52,17 +52,6 @@ def resolve_seed(cfg: CfgNode, *, resume: bool) -> None:
     cfg.SEED = hooks.get(ExactResumeHook.__name__, {}).get("seed", drawn)
 
 
-def check_sampler(cfg: CfgNode) -> None:
-    """Refuse, with a ConfigError, a sampler whose order is not ours to repeat."""
-    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
-        raise ConfigError(
-            "DATALOADER.SAMPLER_TRAIN",
-            cfg.DATALOADER.SAMPLER_TRAIN,
-            "DISTILL.EXACT_RESUME has an order of its own for TrainingSampler alone",
-            'Set it to "TrainingSampler", or DISTILL.EXACT_RESUME False.',
-        )
-
-
 def check_seed(cfg: CfgNode) -> None:
     """Refuse, with a ConfigError, a run without a seed; see :func:`resolve_seed`."""
     if cfg.SEED < 0:

@@ -16,8 +16,6 @@ from mgd_det.errors import ConfigError
 
 logger = logging.getLogger("detectron2." + __name__)
 
-OPTIMIZERS = ("SGD", "AdamW")
-
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """`SOLVER.OPTIMIZER`: stock SGD, or AdamW over stock parameter groups."""

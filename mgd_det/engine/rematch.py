@@ -10,6 +10,7 @@ from typing import Any, Callable
 from detectron2.config import CfgNode, configurable
 from detectron2.engine import HookBase
 
+from mgd_det.config import check_values
 from mgd_det.data.matching_images import MatchingImages
 from mgd_det.distributed import sum_over_ranks, unwrapped
 from mgd_det.errors import ConfigError
@@ -56,7 +57,7 @@ class RematchHook(HookBase):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        _check(cfg)
+        check_values(cfg)
         update, schedule, experiment = cfg.DISTILL.MATCHING, cfg.DISTILL.SCHEDULE, cfg.DISTILL.EXPERIMENT
         return {
             "images": MatchingImages(cfg),
@@ -161,36 +162,3 @@ class RematchHook(HookBase):
 def _stem(loss_name: str) -> str:
     # Detectron2 prints every scalar with "loss" in its name to the terminal.
     return loss_name[len("loss_") :]
-
-
-def _check(cfg: CfgNode) -> None:
-    update, schedule, experiment = cfg.DISTILL.MATCHING, cfg.DISTILL.SCHEDULE, cfg.DISTILL.EXPERIMENT
-    if update.MODE not in ("pass", "online"):
-        raise ConfigError("DISTILL.MATCHING.MODE", update.MODE, "unknown", 'Choose "pass" or "online".')
-    if not 0 < experiment.ONLINE_DECAY <= 1:
-        key = "DISTILL.EXPERIMENT.ONLINE_DECAY"
-        raise ConfigError(key, experiment.ONLINE_DECAY, "not in (0, 1]", "Give a number like 0.98.")
-    if not all(isinstance(i, int) for i in update.ITERATIONS):
-        key, remedy = "DISTILL.MATCHING.ITERATIONS", "Give a list like [5000, 10000]."
-        raise ConfigError(key, list(update.ITERATIONS), "not all are whole numbers", remedy)
-    least = {
-        "DISTILL.MATCHING.PERIOD": (update.PERIOD, 0),
-        **{
-            f"DISTILL.EXPERIMENT.{key}": (experiment[key], 0)
-            for key in ("SLOW_AFTER", "SLOW_PERIOD", "DECAY_ITER")
-        },
-        **{f"DISTILL.MATCHING.{key}": (update[key], 1) for key in ("NUM_IMAGES", "ONLINE_EVERY")},
-        "DISTILL.MATCHING.UNTIL": (update.UNTIL, 0),
-        "DISTILL.GRADIENT_PERIOD": (cfg.DISTILL.GRADIENT_PERIOD, 0),
-        **{f"DISTILL.SCHEDULE.{key}": (value, 0) for key, value in schedule.items()},
-    }
-    for key, (value, minimum) in least.items():
-        if value < minimum:
-            raise ConfigError(key, value, f"less than {minimum}", f"Give a number of at least {minimum}.")
-    if experiment.DECAY_ITER and not schedule.STOP_ITER > experiment.DECAY_ITER:
-        raise ConfigError(
-            "DISTILL.EXPERIMENT.DECAY_ITER",
-            experiment.DECAY_ITER,
-            f"the fall has no end behind it: DISTILL.SCHEDULE.STOP_ITER is {schedule.STOP_ITER}",
-            "Set STOP_ITER to the iteration at which the losses reach 0.",
-        )

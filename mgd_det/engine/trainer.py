@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,17 +13,18 @@ from detectron2.engine import DefaultTrainer, SimpleTrainer, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from torch import nn
 
 from mgd_det.checkpoint.checkpointer import ReportingCheckpointer
-from mgd_det.config import DTYPES, uses_teacher
+from mgd_det.config import DTYPES, check_values, uses_teacher
 from mgd_det.distributed import unwrapped
-from mgd_det.errors import ConfigError
+from mgd_det.errors import RESUME_REMEDY, ConfigError
 from mgd_det.modeling.taps import last_norms
 
-from .exact_resume import ExactLoader, ExactResumeHook, check_sampler, check_seed
+from .exact_resume import ExactLoader, ExactResumeHook, check_seed
 from .mixed_precision import MixedPrecisionTrainer
-from .optimizer import OPTIMIZERS, build_optimizer, carried_over, parameter_names
+from .optimizer import build_optimizer, carried_over, check_resumed_optimizer, parameter_names
 from .rematch import RematchHook
 
 
@@ -35,9 +37,8 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode) -> None:
         TrainerBase.__init__(self)
-        check_solver(cfg, comm.get_world_size())
+        check_values(cfg, comm.get_world_size())
         if cfg.DISTILL.EXACT_RESUME:
-            check_sampler(cfg)
             check_seed(cfg)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         # The same order as in DefaultTrainer: each of these draws from the global random streams.
@@ -72,9 +73,18 @@ class Trainer(DefaultTrainer):
         return hooks
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """As in DefaultTrainer."""
+        """Load the student's weights or the last checkpoint as DefaultTrainer does, then the teacher's.
+
+        Raises:
+            ConfigError: a file is missing or does not fit, or the two networks do not fit each other.
+        """
         self.resuming = resume
         super().resume_or_load(resume=resume)
+        if uses_teacher(self.cfg):
+            detector = unwrapped(self.model)
+            detector.prepare()
+            if self.start_iter == 0:
+                detector.inherit()
 
     def train(self) -> Any:
         """As in DefaultTrainer; with DISTILL.EXACT_RESUME from where the data was left."""
@@ -99,7 +109,19 @@ class Trainer(DefaultTrainer):
             "parameters": parameter_names(unwrapped(self.model), self.optimizer),
         }
 
+    def build_writers(self) -> list[EventWriter]:
+        """DefaultTrainer's, whose files are opened when there is something to write."""
+        return [_LateWriter(super().build_writers)]
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the state of an earlier run.
+
+        Raises:
+            ConfigError: that run had another optimiser or, unless DISTILL.RESUME_FRESH allows it, distilled
+                where this one does not, or the other way round.
+        """
+        check_resumed_optimizer(self.cfg, state.get("optimizer", self.cfg.SOLVER.OPTIMIZER))
+        self._check_resumed_hooks(state.get("hooks", {}))
         TrainerBase.load_state_dict(self, state)
         if "_trainer" not in state:  # of a stock trainer
             return
@@ -115,6 +137,12 @@ class Trainer(DefaultTrainer):
         self.scheduler.base_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]
         for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_lr()):
             group["lr"] = lr
+
+    def _check_resumed_hooks(self, hooks: Mapping[str, object]) -> None:
+        teaches = uses_teacher(self.cfg) and bool(self.cfg.DISTILL.METHODS)
+        if hooks and (RematchHook.__name__ in hooks) != teaches and not self.cfg.DISTILL.RESUME_FRESH:
+            problem = "the checkpoint to resume is of a run that was the other way round"
+            raise ConfigError("DISTILL.ENABLED", self.cfg.DISTILL.ENABLED, problem, RESUME_REMEDY)
 
     @staticmethod
     def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
@@ -171,40 +199,23 @@ class Trainer(DefaultTrainer):
         return COCOEvaluator(dataset_name, output_dir=folder)
 
 
-def check_solver(cfg: CfgNode, world_size: int) -> None:
-    """Check the solver's settings that training would trip over late.
+class _LateWriter(EventWriter):
+    """Opens other writers, and with them their files, when there is something to write.
 
-    Raises:
-        ConfigError: an unknown optimiser, precision or device, a batch that does not divide, a step of the
-            learning rate at the end.
+    Args:
+        open_writers: opens them.
     """
-    if cfg.SOLVER.OPTIMIZER not in OPTIMIZERS:
-        raise ConfigError("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, "unknown", f"Choose one of {OPTIMIZERS}.")
-    try:
-        usable = torch.device(cfg.MODEL.DEVICE).type != "cuda" or torch.cuda.is_available()
-    except RuntimeError:
-        usable = False
-    if not usable:
-        problem, remedy = "there is no such device here", 'Set "cpu", or leave it to --num-gpus.'
-        raise ConfigError("MODEL.DEVICE", cfg.MODEL.DEVICE, problem, remedy)
-    if cfg.DATALOADER.NUM_WORKERS < 0:
-        key, value = "DATALOADER.NUM_WORKERS", cfg.DATALOADER.NUM_WORKERS
-        raise ConfigError(key, value, "less than 0", "0 loads in the main process.")
-    if cfg.SOLVER.IMS_PER_BATCH < 1:
-        key, value = "SOLVER.IMS_PER_BATCH", cfg.SOLVER.IMS_PER_BATCH
-        raise ConfigError(key, value, "less than 1", "Give a multiple of the number of processes.")
-    if cfg.SOLVER.AMP.DTYPE not in DTYPES:
-        key, choices = "SOLVER.AMP.DTYPE", " or ".join(map(repr, DTYPES))
-        raise ConfigError(key, cfg.SOLVER.AMP.DTYPE, "not a precision of autocast", f"Choose {choices}.")
-    if cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupMultiStepLR" and cfg.SOLVER.MAX_ITER in cfg.SOLVER.STEPS:
-        problem = "a step at SOLVER.MAX_ITER, where there is no learning rate left to change"
-        raise ConfigError("SOLVER.STEPS", cfg.SOLVER.STEPS, problem, "Give steps below it.")
-    # Where Detectron2 scales the batch, each process has the share that it would have had of that number.
-    world_size = cfg.SOLVER.REFERENCE_WORLD_SIZE or world_size
-    if cfg.SOLVER.IMS_PER_BATCH % world_size:
-        raise ConfigError(
-            "SOLVER.IMS_PER_BATCH",
-            cfg.SOLVER.IMS_PER_BATCH,
-            f"does not divide among {world_size} processes",
-            "Give a multiple of the number of processes.",
-        )
+
+    def __init__(self, open_writers: Callable[[], list[EventWriter]]) -> None:
+        self._open_writers = open_writers
+        self._writers: list[EventWriter] | None = None
+
+    def write(self) -> None:
+        if self._writers is None:
+            self._writers = self._open_writers()
+        for writer in self._writers:
+            writer.write()
+
+    def close(self) -> None:
+        for writer in self._writers or []:
+            writer.close()

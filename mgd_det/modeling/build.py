@@ -13,14 +13,12 @@ from mgd_det.config import DISTILLER
 from mgd_det.config.lazy import build_lazy, image_format, lazy_student, load_lazy
 from mgd_det.errors import ConfigError, UnknownTap, explained
 from mgd_det.methods import PREDICTIONS, AssignmentControl, Method, TapInfo, find_method, method_defaults
-from mgd_det.methods.settings import unknown
 from mgd_det.rng import isolated_rng
 
 from .taps import inspect_taps, sides
 from .teacher import CONFIG_KEY, Teacher, TeacherSpec
 
 ARCHITECTURE_KEY = "DISTILL.STUDENT_ARCHITECTURE"
-ASSIGNMENTS = ("solved", "random", "identity")
 
 
 def build_student(cfg: CfgNode) -> nn.Module:
@@ -99,15 +97,6 @@ def build_methods(cfg: CfgNode, student: nn.Module) -> dict[str, Method]:
 
 def _control(cfg: CfgNode) -> AssignmentControl:
     node = cfg.DISTILL.EXPERIMENT
-    if node.ASSIGNMENT not in ASSIGNMENTS:
-        raise unknown("DISTILL.EXPERIMENT.ASSIGNMENT", node.ASSIGNMENT, ASSIGNMENTS)
-    if node.ASSIGNMENT_SEED < 0:
-        raise ConfigError(
-            "DISTILL.EXPERIMENT.ASSIGNMENT_SEED",
-            node.ASSIGNMENT_SEED,
-            "negative",
-            "Give a whole number of at least 0.",
-        )
     return AssignmentControl(node.ASSIGNMENT, node.ASSIGNMENT_SEED if node.ASSIGNMENT == "random" else 0)
 
 

@@ -14,6 +14,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from mgd_det.config import check_values
 from mgd_det.errors import RESUME_REMEDY, ConfigError
 from mgd_det.maths.gradient_ratios import GradientPoint, GradientRatios
 from mgd_det.methods import HEAD_TAPS, LossInfo, MatchReport, Method
@@ -79,12 +80,14 @@ class DistilledDetector(nn.Module):
         self.measure_next = False
         self.measured: GradientRatios | None = None  # in the latest training step
         self._seen_a_batch = False
+        self._inherited = False
         # Of the student's taps, filled by `prepare`.
         self._strides: dict[str, int] = {}
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        # There at once: some operators, which the methods may look into, exist on a GPU alone.
+        check_values(cfg)
+        # Move to the device first: building a method may run GPU-only operators.
         student = build_student(cfg).to(torch.device(cfg.MODEL.DEVICE))
         methods = build_methods(cfg, student) if cfg.DISTILL.ENABLED else {}
         return {
@@ -132,12 +135,13 @@ class DistilledDetector(nn.Module):
 
     @torch.no_grad()
     def inherit(self) -> None:
-        """Copy what `inherits` names from the teacher into the student; for the start of a new run.
+        """Copy what `inherits` names from the teacher into the student, once, at the start of a new run.
 
         Raises:
             ConfigError: the teacher cannot be loaded, or has nothing of that name and shape.
         """
-        if self.inherits:
+        if self.inherits and not self._inherited:
+            self._inherited = True
             teacher = self.teacher or self.teacher_spec.load(self.device)
             inherit(self.student, teacher.model, self.inherits)
 

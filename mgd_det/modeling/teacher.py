@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Callable
 
 import torch
@@ -17,8 +18,9 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
 from mgd_det.checkpoint.checkpointer import ReportingCheckpointer
-from mgd_det.config import DTYPES, load_config, student_config
+from mgd_det.config import load_config, student_config
 from mgd_det.config.lazy import build_lazy, image_format, is_lazy, lazy_student, load_lazy
+from mgd_det.config.values import TEACHER_DTYPES
 from mgd_det.errors import ConfigError, explained
 from mgd_det.rng import isolated_rng
 
@@ -30,7 +32,6 @@ logger = logging.getLogger("detectron2." + __name__)
 
 CONFIG_KEY, WEIGHTS_KEY = "DISTILL.TEACHER.CONFIG_FILE", "DISTILL.TEACHER.WEIGHTS"
 OPTS_KEY = "DISTILL.TEACHER.OPTS"
-TEACHER_DTYPES = {"": None, "float32": torch.float32, **DTYPES}
 
 
 def _is_zoo_name(name: str) -> bool:
@@ -54,11 +55,6 @@ class TeacherSpec:
     channels_last: bool = False
     compile: bool = False
 
-    def __post_init__(self) -> None:
-        if self.dtype not in TEACHER_DTYPES:
-            remedy = f"Choose among {list(TEACHER_DTYPES)}."
-            raise ConfigError("DISTILL.TEACHER.DTYPE", self.dtype, "unknown", remedy)
-
     @classmethod
     def from_config(cls, cfg: CfgNode) -> TeacherSpec:
         node = cfg.DISTILL.TEACHER
@@ -80,6 +76,17 @@ class TeacherSpec:
             ConfigError: no such file and no such model-zoo name, or the file is no config.
         """
         return student_config(self._read())
+
+    def input_format(self) -> str:
+        """Returns the channel order of the images that the teacher takes, such as "BGR".
+
+        Raises:
+            ConfigError: as :meth:`config`.
+        """
+        source = self.lazy_source()
+        if source is None:
+            return self.config().INPUT.FORMAT
+        return image_format(load_lazy(*source, CONFIG_KEY, OPTS_KEY))
 
     def lazy_source(self) -> tuple[str, Sequence[str]] | None:
         """Name and overrides of the LazyConfig that describes the teacher, None where a yaml config does."""
@@ -147,7 +154,7 @@ class TeacherSpec:
                 "Give the config that these weights were trained with, its depth and number of classes, or "
                 "the weights of this one. DISTILL.TEACHER.ALLOW_PARTIAL_WEIGHTS True takes them as they are.",
             )
-        teacher.digest = None if report.missing else _digest(teacher.model)
+        teacher.loaded = not report.missing
         return teacher
 
     def build(self, device: torch.device) -> Teacher:
@@ -201,11 +208,16 @@ class Teacher:
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.model.to(memory_format=self.memory_format)
         self.compile = compile
-        self.digest: str | None = None  # of its weights; None where none, or not all, were loaded
+        self.loaded = False  # True once all its weights have been loaded
         self._compiled_for: list[str] | None = None
 
     def __reduce__(self) -> Any:  # copied and pickled as None
         return type(None), ()
+
+    @cached_property
+    def digest(self) -> str | None:
+        """The SHA-256 of its weights, None unless all of them were loaded; computed when first asked for."""
+        return _digest(self.model) if self.loaded else None
 
     def follow(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Follow the student's `.to()`, `.cuda()`, `.half()` ..."""

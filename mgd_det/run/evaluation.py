@@ -1,4 +1,4 @@
-"""Evaluations beside training: the student, the teacher, and whether the teacher is worth learning from."""
+"""Evaluations of the student, of the teacher, and of the teacher against a required AP."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+from argparse import Namespace
 
 import torch
 from detectron2.config import CfgNode
@@ -19,17 +20,18 @@ from torch import nn
 from mgd_det.checkpoint.checkpointer import ReportingCheckpointer
 from mgd_det.config import student_config
 from mgd_det.config.lazy import is_lazy
-from mgd_det.data.datasets import check_datasets
 from mgd_det.engine.trainer import Trainer
 from mgd_det.errors import ConfigError
-from mgd_det.modeling.teacher import TeacherSpec
+from mgd_det.modeling.teacher import Teacher, TeacherSpec
 from mgd_det.rng import isolated_rng
+
+from .setup import building, set_up
 
 logger = logging.getLogger("detectron2." + __name__)
 
 
 def load_student(cfg: CfgNode, *, resume: bool) -> nn.Module:
-    """The model with MODEL.WEIGHTS, or with `resume` those of the last checkpoint.
+    """Returns the student with MODEL.WEIGHTS, or with `resume` the weights of the last checkpoint.
 
     Raises:
         ConfigError: the file does not hold all of the student's weights.
@@ -51,20 +53,24 @@ def load_student(cfg: CfgNode, *, resume: bool) -> nn.Module:
     return model
 
 
-def evaluate_student(cfg: CfgNode, *, resume: bool) -> None:
-    """Evaluate MODEL.WEIGHTS, or with `resume` the last checkpoint, on DATASETS.TEST."""
-    results = Trainer.test(cfg, load_student(cfg, resume=resume))
+def evaluate_student(cfg: CfgNode, args: Namespace) -> None:
+    """Evaluate MODEL.WEIGHTS, or with `--resume` the last checkpoint, on DATASETS.TEST."""
+    cfg.freeze()
+    with building(cfg) as records:
+        model = load_student(cfg, resume=args.resume)
+    set_up(cfg, args, records)
+    results = Trainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)
 
 
 def teacher_test_config(cfg: CfgNode) -> CfgNode:
-    """The teacher's own config, to be tested on the student's DATASETS.TEST."""
+    """Returns the teacher's own config, to be tested on the student's DATASETS.TEST."""
     spec = TeacherSpec.from_config(cfg)
-    if is_lazy(spec.config_file):  # which says nothing of Detectron2's test settings: the student's are taken
+    if is_lazy(spec.config_file):  # without Detectron2's test settings, so that the student's are taken
         teacher = student_config(cfg)
         teacher.MODEL.META_ARCHITECTURE = spec.config_file
-        teacher.INPUT.FORMAT = spec.build(torch.device("cpu")).input_format
+        teacher.INPUT.FORMAT = spec.input_format()
     else:
         teacher = spec.config()
     teacher.DATASETS = cfg.DATASETS.clone()
@@ -73,12 +79,19 @@ def teacher_test_config(cfg: CfgNode) -> CfgNode:
     return teacher
 
 
-def evaluate_teacher(cfg: CfgNode) -> None:
-    """Evaluate the teacher alone, with its own input settings, on the student's DATASETS.TEST."""
-    teacher_cfg = teacher_test_config(cfg)
-    teacher = TeacherSpec.from_config(cfg).load(torch.device(cfg.MODEL.DEVICE))
+def evaluate_teacher(cfg: CfgNode, args: Namespace) -> None:
+    """Evaluate the teacher alone, with its own input settings, on the student's DATASETS.TEST.
+
+    The folder `teacher` of OUTPUT_DIR then has the files of an evaluated run, from which the summary of a run
+    that learns from this teacher takes its AP.
+    """
+    cfg.freeze()
+    with building(cfg) as records:
+        teacher_cfg = teacher_test_config(cfg)
+        teacher = TeacherSpec.from_config(cfg).load(torch.device(cfg.MODEL.DEVICE))
+    set_up(cfg, args, records)
     results = Trainer.test(teacher_cfg, teacher.model)
-    if comm.is_main_process():  # as a run leaves it, for the summary of one that learns from this teacher
+    if comm.is_main_process():
         PathManager.mkdirs(teacher_cfg.OUTPUT_DIR)
         with PathManager.open(os.path.join(teacher_cfg.OUTPUT_DIR, "config.yaml"), "w") as f:
             f.write(teacher_cfg.dump())
@@ -86,20 +99,11 @@ def evaluate_teacher(cfg: CfgNode) -> None:
             f.write(json.dumps(flatten_results_dict(results)) + "\n")
 
 
-def check_teacher_settings(cfg: CfgNode) -> None:
-    """Refuse, with a ConfigError, a check of the teacher's AP that cannot be made."""
-    node = cfg.DISTILL.TEACHER
-    if not 0 <= node.MIN_AP <= 100:
-        raise ConfigError("DISTILL.TEACHER.MIN_AP", node.MIN_AP, "not an AP", "Give a number from 0 to 100.")
-    if node.CHECK_IMAGES < 1:
-        key, remedy = "DISTILL.TEACHER.CHECK_IMAGES", "Give a number of at least 1."
-        raise ConfigError(key, node.CHECK_IMAGES, "less than 1", remedy)
-    if node.MIN_AP:
-        check_datasets(cfg, training=False, model=teacher_test_config(cfg))
-
-
-def require_teacher_ap(cfg: CfgNode) -> None:
+def require_teacher_ap(cfg: CfgNode, teacher: Teacher | None) -> None:
     """Evaluate the teacher on a few images, if `DISTILL.TEACHER.MIN_AP` asks for it.
+
+    Args:
+        teacher: the teacher if it has been loaded, None if it is to be loaded here.
 
     Raises:
         ConfigError: it does not reach that AP; in every process.
@@ -108,7 +112,7 @@ def require_teacher_ap(cfg: CfgNode) -> None:
     if not node.MIN_AP:
         return
     teacher_cfg = teacher_test_config(cfg)
-    teacher = TeacherSpec.from_config(cfg).load(torch.device(cfg.MODEL.DEVICE))
+    teacher = teacher or TeacherSpec.from_config(cfg).load(torch.device(cfg.MODEL.DEVICE))
     for name in cfg.DATASETS.TEST:
         images = get_detection_dataset_dicts(name, filter_empty=False)[: node.CHECK_IMAGES]
         with isolated_rng():
@@ -134,7 +138,7 @@ def require_teacher_ap(cfg: CfgNode) -> None:
 
 
 class _EvaluatorOfSome(COCOEvaluator):
-    """Box AP over some of a set's images."""
+    """Computes box AP over some of a set's images."""
 
     def __init__(self, dataset_name: str, image_ids: list[int]) -> None:
         super().__init__(dataset_name, tasks=("bbox",), distributed=True)

@@ -4,68 +4,42 @@ from __future__ import annotations
 
 import os
 import sys
+from argparse import Namespace
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Callable
 
 import torch
 import torch.distributed as dist
+from detectron2.config import CfgNode
 from detectron2.engine import launch as launch_gpus
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
-from mgd_det.errors import ConfigError
-
 TIMEOUT = timedelta(minutes=30)
 
 
-def world_size(args: Any) -> int:
-    """How many processes the command line or torchrun asks for."""
-    if _under_torchrun():
+def world_size(args: Namespace) -> int:
+    """Returns the number of processes that the command line or torchrun asks for."""
+    if under_torchrun():
         return int(os.environ["WORLD_SIZE"])
     return max(args.num_gpus, 1) * args.num_machines
 
 
-def check_launch(args: Any) -> None:
-    """Check that the processes can be started.
-
-    Raises:
-        ConfigError: they can't, for example for lack of GPUs.
-    """
-    if args.num_gpus < 0:
-        raise ConfigError("--num-gpus", args.num_gpus, "less than 0", "0 runs on the CPU.")
-    if args.num_gpus == 0 and args.num_machines > 1 and not _under_torchrun():
-        raise ConfigError(
-            "--num-machines",
-            args.num_machines,
-            "Detectron2's launcher starts GPU processes only",
-            "Start CPU processes on several machines with torchrun.",
-        )
-    available = torch.cuda.device_count()
-    # Under torchrun every process of this machine takes a GPU of its own.
-    wanted = int(os.environ["LOCAL_WORLD_SIZE"]) if _under_torchrun() and args.num_gpus else args.num_gpus
-    if wanted > available:
-        raise ConfigError(
-            "--num-gpus",
-            args.num_gpus,
-            f"{wanted} processes want one each, and {available} CUDA devices are visible",
-            "Ask for as many as there are; 0 runs on the CPU, and torchrun several CPU processes.",
-        )
-
-
-def launch(job: Callable[[Any], Any], args: Any) -> None:
-    """Run `job(args)` in every process that the command line or torchrun asks for.
+def launch(job: Callable[[CfgNode, Namespace], None], cfg: CfgNode, args: Namespace) -> None:
+    """Run `job(cfg, args)` in every process that the command line or torchrun asks for.
 
     Args:
-        job: what to do; its result is dropped.
+        job: a function of a module, which spawned processes can find.
+        cfg: the config of the run.
         args: Detectron2's parsed arguments.
     """
-    if _under_torchrun():
+    if under_torchrun():
         _join_torchrun(args)
-        job(args)
-        comm.synchronize()  # who leaves first takes the connections of the others down
+        job(cfg, args)
+        comm.synchronize()  # a process that leaves first would take the others' connections down
         dist.destroy_process_group()
     elif world_size(args) == 1:
-        job(args)
+        job(cfg, args)
     else:
         try:
             launch_gpus(
@@ -74,17 +48,18 @@ def launch(job: Callable[[Any], Any], args: Any) -> None:
                 num_machines=args.num_machines,
                 machine_rank=args.machine_rank,
                 dist_url=args.dist_url,
-                args=(args,),
+                args=(cfg, args),
             )
-        except ProcessExitedException as error:  # which has said why
+        except ProcessExitedException as error:  # the process has written why
             sys.exit(error.exit_code)
 
 
-def _under_torchrun() -> bool:
+def under_torchrun() -> bool:
+    """Returns True if torchrun has started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def _join_torchrun(args: Any) -> None:
+def _join_torchrun(args: Namespace) -> None:
     on_gpu = args.num_gpus > 0
     local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     if on_gpu:
@@ -95,7 +70,7 @@ def _join_torchrun(args: Any) -> None:
 
 
 def _set_local_group(local_size: int) -> None:
-    """Tell Detectron2 which ranks share this machine; 0.6 has no function for it."""
+    """Tell Detectron2 which ranks share this machine, for which 0.6 has no function."""
     if hasattr(comm, "create_local_process_group"):
         comm.create_local_process_group(local_size)
         return

@@ -16,11 +16,9 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
 
-from mgd_det.config import DISTILLER, uses_teacher
 from mgd_det.distributed import unwrapped
 from mgd_det.engine.rematch import RematchHook
 from mgd_det.engine.trainer import Trainer
-from mgd_det.errors import ConfigError
 from mgd_det.modeling.detector import DistilledDetector
 
 logger = logging.getLogger("detectron2." + __name__)
@@ -54,30 +52,6 @@ class _ShortTraining(Trainer):
 
     def build_hooks(self) -> list[Any]:
         return [RematchHook(self.cfg), hooks.LRScheduler()]
-
-
-def check_suggestion(cfg: CfgNode, iterations: int, *, alone: bool) -> None:
-    """Refuse, with a ConfigError, a `--suggest-weights` that has nothing to measure.
-
-    Args:
-        iterations: that it was given.
-        alone: whether it came without --resume, --eval-only and --eval-teacher.
-    """
-    key = "--suggest-weights"
-    if iterations < 1:
-        raise ConfigError(key, iterations, "less than 1", "Give a number of iterations such as 100.")
-    if not alone:
-        problem = "does not go with --resume, --eval-only or --eval-teacher"
-        raise ConfigError(key, iterations, problem, "Give one of them.")
-    if not (uses_teacher(cfg) and cfg.DISTILL.METHODS):
-        problem = "no method adds a loss"
-        remedy = (
-            f"Set MODEL.META_ARCHITECTURE {DISTILLER}, DISTILL.ENABLED True and DISTILL.METHODS '[\"mgd\"]'."
-        )
-        raise ConfigError(key, iterations, problem, remedy)
-    if iterations > cfg.SOLVER.MAX_ITER:
-        problem = f"more than the {cfg.SOLVER.MAX_ITER} of SOLVER.MAX_ITER"
-        raise ConfigError(key, iterations, problem, "Give fewer, or a longer run.")
 
 
 def suggest_weights(cfg: CfgNode, iterations: int) -> None:

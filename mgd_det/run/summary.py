@@ -1,4 +1,4 @@
-"""What a run came to, in the log's last lines."""
+"""The last lines of a run's log: the APs, the files, and the next command."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
-
-from mgd_det.errors import ConfigError
 
 AP = "bbox/AP"
 
@@ -83,17 +81,3 @@ def last_ap(folder: str, tested: str) -> float | None:
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return None
     return found[-1] if found and tested in names else None
-
-
-def check_baseline(cfg: CfgNode) -> None:
-    """Refuse, with a ConfigError, a DISTILL.BASELINE with nothing to compare with."""
-    folder = cfg.DISTILL.BASELINE
-    without = [tested for tested in cfg.DATASETS.TEST if folder and last_ap(folder, tested) is None]
-    if without:
-        problem = f"holds no run that was evaluated on {without[0]!r}"
-        raise ConfigError(
-            "DISTILL.BASELINE",
-            folder,
-            problem,
-            'Train the student alone first and give its OUTPUT_DIR, or "" for none.',
-        )

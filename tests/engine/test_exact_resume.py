@@ -10,8 +10,9 @@ import pytest
 import torch
 from helpers.commands import load_tool
 
+from mgd_det.config import check_values
 from mgd_det.data.datasets import register_datasets
-from mgd_det.engine.exact_resume import ExactLoader, SampleOrder, check_sampler, seed_all
+from mgd_det.engine.exact_resume import ExactLoader, SampleOrder, seed_all
 from mgd_det.engine.trainer import Trainer
 from mgd_det.errors import ConfigError
 
@@ -75,9 +76,10 @@ def test_images_do_not_depend_on_workers_or_on_the_streams(student_cfg, workers)
 
 
 def test_another_sampler_is_refused(student_cfg):
+    student_cfg.DISTILL.EXACT_RESUME = True
     student_cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
     with pytest.raises(ConfigError, match=r"SAMPLER_TRAIN.*EXACT_RESUME False"):
-        check_sampler(student_cfg)
+        check_values(student_cfg)
 
 
 @pytest.mark.parametrize("mode, kills", [("pass", 3), ("online", 3)])

@@ -14,19 +14,22 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2
 
 # Detectron2's launcher insists on CUDA; beside that it does this.
 SPAWNED = """
+import importlib
 import sys
 import torch.multiprocessing as mp
-from mgd_det import launch, run
 from mgd_det.errors import ConfigError
+from mgd_det.run import launch
+
+main = importlib.import_module("mgd_det.run.main")
 
 def spawn(job, num_gpus, args, **_):
     mp.spawn(worker, nprocs=num_gpus, args=(job, args))
 
 def worker(rank, job, args):
-    run.run = fail
+    main.run = fail
     job(*args)
 
-def fail(args):
+def fail(cfg, args):
     if args.num_gpus == 2:
         raise ConfigError("KEY", 1, "wrong", "Do better.")
     raise FloatingPointError("iteration=3")
@@ -35,7 +38,7 @@ if __name__ == "__main__":
     from types import SimpleNamespace
     launch.launch_gpus = spawn
     args = SimpleNamespace(num_gpus=int(sys.argv[1]), num_machines=1, machine_rank=0, dist_url="auto")
-    launch.launch(run._run_process, args)
+    launch.launch(main.run_process, None, args)
 """
 
 

@@ -21,7 +21,7 @@ from mgd_det.config import load_config, student_config
 from mgd_det.data.datasets import register_datasets
 from mgd_det.engine.trainer import Trainer
 from mgd_det.errors import ConfigError
-from mgd_det.modeling.teacher import Teacher, TeacherSpec
+from mgd_det.modeling.teacher import Teacher
 from mgd_det.run.evaluation import require_teacher_ap
 from mgd_det.run.summary import last_ap
 
@@ -223,14 +223,13 @@ def test_a_teacher_under_the_required_ap_ends_the_run_before_it_trains(finished,
     assert not list((tmp_path / "run").glob("*.pth"))
 
 
-def test_a_teacher_that_reaches_the_required_ap_passes(finished, monkeypatch):
+def test_a_teacher_that_reaches_the_required_ap_passes(finished):
     cfg, _, _ = finished
     cfg = cfg.clone()
     cfg.DISTILL.TEACHER.MIN_AP, cfg.DISTILL.TEACHER.CHECK_IMAGES = 99.0, 3
     register_datasets(cfg)
     perfect = Perfect(cfg.DATASETS.TEST[0])
-    monkeypatch.setattr(TeacherSpec, "load", lambda *_: Teacher(perfect, "RGB"))
-    require_teacher_ap(cfg)
+    require_teacher_ap(cfg, Teacher(perfect, "RGB"))
     assert perfect.seen == list(perfect.truth)[:3]
 
 

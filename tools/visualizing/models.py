@@ -105,7 +105,7 @@ def check_teacher_classes(run: Run) -> CfgNode:
         ConfigError: the teacher knows other classes than the data.
     """
     cfg = teacher_test_config(run.cfg)
-    check_datasets(run.cfg, training=False, model=cfg)
+    check_datasets(run.cfg, training=False, student=False, teacher=cfg)
     return cfg
 
 

@@ -1,0 +1,179 @@
+"""The values that config keys may have, as a table, and the check of a config against it.
+
+A method checks the keys of its own node when it is built.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Union
+
+import torch
+from detectron2.config import CfgNode
+
+from mgd_det.errors import ConfigError
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}  # precisions of autocast
+TEACHER_DTYPES = {"": None, "float32": torch.float32, **DTYPES}  # "" leaves it to the training
+OPTIMIZERS = ("SGD", "AdamW")
+ASSIGNMENTS = ("solved", "random", "identity")
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """One of a few names."""
+
+    names: tuple[str, ...]
+
+    def problem(self, value: str) -> str:
+        """Returns what is wrong with a value, or "" if nothing is."""
+        return "" if value in self.names else "unknown"
+
+    @property
+    def remedy(self) -> str:
+        return f"Choose one of {', '.join(map(repr, self.names))}."
+
+
+@dataclass(frozen=True)
+class Range:
+    """A number from `low` to `high`; with `open_below` greater than `low`."""
+
+    low: float
+    high: float = math.inf
+    open_below: bool = False
+    hint: str = ""  # replaces the remedy where there is more to say than the range
+
+    def problem(self, value: float) -> str:
+        """Returns what is wrong with a value, or "" if nothing is."""
+        if value < self.low:
+            return f"less than {self.low:g}"
+        inside = value <= self.high and not (self.open_below and value == self.low)
+        return "" if inside else f"not in {'(' if self.open_below else '['}{self.low:g}, {self.high:g}]"
+
+    @property
+    def remedy(self) -> str:
+        if self.hint:
+            return self.hint
+        if self.high == math.inf:
+            return f"Give a number of at least {self.low:g}."
+        return f"Give a number {'above' if self.open_below else 'from'} {self.low:g} to {self.high:g}."
+
+
+@dataclass(frozen=True)
+class WholeNumbers:
+    """A list of whole numbers."""
+
+    remedy: str = "Give a list like [5000, 10000]."
+
+    def problem(self, value: Sequence[object]) -> str:
+        """Returns what is wrong with a value, or "" if nothing is."""
+        return "" if all(isinstance(x, int) for x in value) else "not all are whole numbers"
+
+
+Rule = Union[OneOf, Range, WholeNumbers]
+
+VALUES: dict[str, Rule] = {
+    "SOLVER.OPTIMIZER": OneOf(OPTIMIZERS),
+    "SOLVER.AMP.DTYPE": OneOf(tuple(DTYPES)),
+    "SOLVER.IMS_PER_BATCH": Range(1, hint="Give a multiple of the number of processes."),
+    "DATALOADER.NUM_WORKERS": Range(0, hint="0 loads in the main process."),
+    "DISTILL.GRADIENT_PERIOD": Range(0),
+    "DISTILL.TEACHER.DTYPE": OneOf(tuple(TEACHER_DTYPES)),
+    "DISTILL.TEACHER.MIN_AP": Range(0, 100),
+    "DISTILL.TEACHER.CHECK_IMAGES": Range(1),
+    "DISTILL.SCHEDULE.WARMUP_ITERS": Range(0),
+    "DISTILL.SCHEDULE.STOP_ITER": Range(0),
+    "DISTILL.MATCHING.MODE": OneOf(("pass", "online")),
+    "DISTILL.MATCHING.ONLINE_EVERY": Range(1),
+    "DISTILL.MATCHING.PERIOD": Range(0),
+    "DISTILL.MATCHING.ITERATIONS": WholeNumbers(),
+    "DISTILL.MATCHING.UNTIL": Range(0),
+    "DISTILL.MATCHING.NUM_IMAGES": Range(1),
+    "DISTILL.EXPERIMENT.ASSIGNMENT": OneOf(ASSIGNMENTS),
+    "DISTILL.EXPERIMENT.ASSIGNMENT_SEED": Range(0),
+    "DISTILL.EXPERIMENT.ONLINE_DECAY": Range(0, 1, open_below=True, hint="Give a number like 0.98."),
+    "DISTILL.EXPERIMENT.SLOW_AFTER": Range(0),
+    "DISTILL.EXPERIMENT.SLOW_PERIOD": Range(0),
+    "DISTILL.EXPERIMENT.DECAY_ITER": Range(0),
+}
+
+
+def check_values(cfg: CfgNode, num_processes: int = 1) -> None:
+    """Check that a config's values can work, each by itself and those of related keys together.
+
+    Args:
+        cfg: a config with this project's keys.
+        num_processes: the number of processes that share a batch.
+
+    Raises:
+        ConfigError: for the first value that cannot.
+    """
+    for key, rule in VALUES.items():
+        value = _value(cfg, key)
+        problem = rule.problem(value)
+        if problem:
+            raise ConfigError(key, value, problem, rule.remedy)
+    for check in _CHECKS:
+        check(cfg)
+    _check_batch(cfg, num_processes)
+
+
+def _value(cfg: CfgNode, key: str) -> Any:
+    node = cfg
+    for part in key.split("."):
+        node = node[part]
+    return node
+
+
+def _check_device(cfg: CfgNode) -> None:
+    try:
+        usable = torch.device(cfg.MODEL.DEVICE).type != "cuda" or torch.cuda.is_available()
+    except RuntimeError:
+        usable = False
+    if not usable:
+        problem, remedy = "there is no such device here", 'Set "cpu", or leave it to --num-gpus.'
+        raise ConfigError("MODEL.DEVICE", cfg.MODEL.DEVICE, problem, remedy)
+
+
+def _check_steps(cfg: CfgNode) -> None:
+    if cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupMultiStepLR" and cfg.SOLVER.MAX_ITER in cfg.SOLVER.STEPS:
+        problem = "a step at SOLVER.MAX_ITER, where there is no learning rate left to change"
+        raise ConfigError("SOLVER.STEPS", cfg.SOLVER.STEPS, problem, "Give steps below it.")
+
+
+def _check_decay(cfg: CfgNode) -> None:
+    start, stop = cfg.DISTILL.EXPERIMENT.DECAY_ITER, cfg.DISTILL.SCHEDULE.STOP_ITER
+    if start and not stop > start:
+        raise ConfigError(
+            "DISTILL.EXPERIMENT.DECAY_ITER",
+            start,
+            f"the fall has no end behind it: DISTILL.SCHEDULE.STOP_ITER is {stop}",
+            "Set STOP_ITER to the iteration at which the losses reach 0.",
+        )
+
+
+def _check_sampler(cfg: CfgNode) -> None:
+    if cfg.DISTILL.EXACT_RESUME and cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        raise ConfigError(
+            "DATALOADER.SAMPLER_TRAIN",
+            cfg.DATALOADER.SAMPLER_TRAIN,
+            "DISTILL.EXACT_RESUME has an order of its own for TrainingSampler alone",
+            'Set it to "TrainingSampler", or DISTILL.EXACT_RESUME False.',
+        )
+
+
+_CHECKS: tuple[Callable[[CfgNode], None], ...] = (_check_device, _check_steps, _check_decay, _check_sampler)
+
+
+def _check_batch(cfg: CfgNode, num_processes: int) -> None:
+    # Where Detectron2 scales the batch, each process has the share that it would have had of that number.
+    num_processes = cfg.SOLVER.REFERENCE_WORLD_SIZE or num_processes
+    if cfg.SOLVER.IMS_PER_BATCH % num_processes:
+        raise ConfigError(
+            "SOLVER.IMS_PER_BATCH",
+            cfg.SOLVER.IMS_PER_BATCH,
+            f"does not divide among {num_processes} processes",
+            "Give a multiple of the number of processes.",
+        )

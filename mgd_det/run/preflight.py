@@ -1,0 +1,132 @@
+"""The checks that are made before a run, from those of a moment to those that read the data.
+
+Nothing here builds a network. What only the networks can tell is found when a run builds and loads them,
+which it does once, before it writes its first file.
+"""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+
+import torch
+from detectron2.config import CfgNode
+
+from mgd_det.checkpoint.checkpointer import last_checkpoint
+from mgd_det.config import DISTILLER, check_values, uses_teacher
+from mgd_det.data.datasets import check_datasets
+from mgd_det.errors import ConfigError
+
+from .evaluation import teacher_test_config
+from .launch import under_torchrun, world_size
+from .summary import last_ap
+
+
+def preflight(cfg: CfgNode, args: Namespace) -> None:
+    """Check what a command asks for.
+
+    Args:
+        cfg: its config, whose data sets have been registered.
+        args: its parsed arguments.
+
+    Raises:
+        ConfigError: for the first thing that would stop the run.
+    """
+    training = not (args.eval_only or args.eval_teacher)
+    check_launch(args)
+    check_values(cfg, world_size(args))
+    if training:
+        check_architecture(cfg)
+    if args.suggest_weights is not None:
+        check_suggestion(cfg, args)
+    elif training:
+        check_baseline(cfg)
+    check_output(cfg)
+    last_checkpoint(cfg, resume=args.resume)
+    learns = training and uses_teacher(cfg)
+    tests_teacher = args.eval_teacher or (learns and cfg.DISTILL.TEACHER.MIN_AP > 0)
+    check_datasets(
+        cfg,
+        training=training,
+        student=not args.eval_teacher,
+        teacher=teacher_test_config(cfg) if tests_teacher else None,
+    )
+
+
+def check_launch(args: Namespace) -> None:
+    """Check that the processes can be started.
+
+    Raises:
+        ConfigError: they can't, for example for lack of GPUs.
+    """
+    if args.num_gpus < 0:
+        raise ConfigError("--num-gpus", args.num_gpus, "less than 0", "0 runs on the CPU.")
+    if args.num_gpus == 0 and args.num_machines > 1 and not under_torchrun():
+        raise ConfigError(
+            "--num-machines",
+            args.num_machines,
+            "Detectron2's launcher starts GPU processes only",
+            "Start CPU processes on several machines with torchrun.",
+        )
+    available = torch.cuda.device_count()
+    # Under torchrun every process of this machine takes a GPU of its own.
+    wanted = int(os.environ["LOCAL_WORLD_SIZE"]) if under_torchrun() and args.num_gpus else args.num_gpus
+    if wanted > available:
+        raise ConfigError(
+            "--num-gpus",
+            args.num_gpus,
+            f"{wanted} processes want one each, and {available} CUDA devices are visible",
+            "Ask for as many as there are; 0 runs on the CPU, and torchrun several CPU processes.",
+        )
+
+
+def check_architecture(cfg: CfgNode) -> None:
+    """Refuse, with a ConfigError, a teacher beside an architecture that would train without it."""
+    architecture, teacher = cfg.MODEL.META_ARCHITECTURE, cfg.DISTILL.TEACHER.CONFIG_FILE
+    if teacher and cfg.DISTILL.ENABLED and architecture != DISTILLER:
+        raise ConfigError(
+            "MODEL.META_ARCHITECTURE",
+            architecture,
+            f"would train without the teacher that DISTILL.TEACHER.CONFIG_FILE names, {teacher}",
+            f"Set MODEL.META_ARCHITECTURE {DISTILLER} and DISTILL.STUDENT_ARCHITECTURE {architecture}, or "
+            "DISTILL.ENABLED False.",
+        )
+
+
+def check_output(cfg: CfgNode) -> None:
+    """Refuse, with a ConfigError, an OUTPUT_DIR that is a file."""
+    if os.path.isfile(cfg.OUTPUT_DIR):
+        raise ConfigError("OUTPUT_DIR", cfg.OUTPUT_DIR, "is a file", "Name a folder, new or of this run.")
+
+
+def check_baseline(cfg: CfgNode) -> None:
+    """Refuse, with a ConfigError, a DISTILL.BASELINE with nothing to compare with."""
+    folder = cfg.DISTILL.BASELINE
+    without = [tested for tested in cfg.DATASETS.TEST if folder and last_ap(folder, tested) is None]
+    if without:
+        problem = f"holds no run that was evaluated on {without[0]!r}"
+        raise ConfigError(
+            "DISTILL.BASELINE",
+            folder,
+            problem,
+            'Train the student alone first and give its OUTPUT_DIR, or "" for none.',
+        )
+
+
+def check_suggestion(cfg: CfgNode, args: Namespace) -> None:
+    """Refuse, with a ConfigError, a `--suggest-weights` that has nothing to measure."""
+    key, iterations = "--suggest-weights", args.suggest_weights
+    if iterations < 1:
+        raise ConfigError(key, iterations, "less than 1", "Give a number of iterations such as 100.")
+    if args.resume or args.eval_only or args.eval_teacher:
+        problem = "does not go with --resume, --eval-only or --eval-teacher"
+        raise ConfigError(key, iterations, problem, "Give one of them.")
+    if not (uses_teacher(cfg) and cfg.DISTILL.METHODS):
+        problem = "no method adds a loss"
+        remedy = (
+            f"Set MODEL.META_ARCHITECTURE {DISTILLER}, DISTILL.ENABLED True and DISTILL.METHODS '[\"mgd\"]'."
+        )
+        raise ConfigError(key, iterations, problem, remedy)
+    if iterations > cfg.SOLVER.MAX_ITER:
+        problem = f"more than the {cfg.SOLVER.MAX_ITER} of SOLVER.MAX_ITER"
+        raise ConfigError(key, iterations, problem, "Give fewer, or a longer run.")

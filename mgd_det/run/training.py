@@ -1,0 +1,91 @@
+"""A training run in one process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from argparse import Namespace
+
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.file_io import PathManager
+
+from mgd_det.checkpoint.checkpointer import trainer_state
+from mgd_det.config import student_config, uses_teacher
+from mgd_det.config.lazy import lazy_student, load_lazy, save_lazy
+from mgd_det.distributed import unwrapped
+from mgd_det.engine.exact_resume import resolve_seed
+from mgd_det.engine.trainer import Trainer
+from mgd_det.errors import ConfigError
+
+from .evaluation import require_teacher_ap
+from .setup import building, set_up
+from .summary import summary
+
+logger = logging.getLogger("detectron2." + __name__)
+
+
+def train(cfg: CfgNode, args: Namespace) -> None:
+    """Train and evaluate as the config says.
+
+    Everything is built and loaded before the first file is written, so that whatever is wrong with the
+    networks, their weights or the checkpoint leaves OUTPUT_DIR as it was.
+
+    Raises:
+        ConfigError: something is.
+    """
+    if cfg.DISTILL.EXACT_RESUME:
+        resolve_seed(cfg, resume=args.resume)
+    cfg.freeze()
+    check_shared_output(cfg, resume=args.resume)
+    with building(cfg) as log:
+        # As `default_setup` seeds it: the initial weights are those of stock Detectron2.
+        seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+    set_up(cfg, args, log)
+    if uses_teacher(cfg) and trainer.start_iter == 0:
+        require_teacher_ap(cfg, unwrapped(trainer.model).teacher)
+    save_student_config(cfg)
+    start = time.monotonic()
+    trainer.train()
+    if comm.is_main_process():
+        results = getattr(trainer, "_last_eval_results", None)
+        logger.info(summary(cfg, results, time.monotonic() - start))
+
+
+def check_shared_output(cfg: CfgNode, *, resume: bool) -> None:
+    """Check that all processes resume from one checkpoint.
+
+    Raises:
+        ConfigError: they see different ones in OUTPUT_DIR; in every process.
+    """
+    if comm.get_world_size() == 1:
+        return
+    iterations = set(comm.all_gather(trainer_state(cfg, resume=resume).get("iteration", -1)))
+    if len(iterations) > 1:
+        raise ConfigError(
+            "OUTPUT_DIR",
+            cfg.OUTPUT_DIR,
+            f"its last checkpoint is of iteration {sorted(iterations)}, depending on the machine",
+            "Name a folder that all machines share.",
+        )
+
+
+def save_student_config(cfg: CfgNode) -> None:
+    """Write `student_config.yaml`: the student alone, for stock Detectron2.
+
+    It holds the student's yaml config in stock keys; or, of a student from a LazyConfig, a LazyConfig with
+    its `model`.
+    """
+    if not comm.is_main_process():
+        return
+    path = os.path.join(cfg.OUTPUT_DIR, "student_config.yaml")
+    source = lazy_student(cfg)
+    if source is not None:
+        save_lazy(load_lazy(*source, "DISTILL.STUDENT_ARCHITECTURE", "DISTILL.STUDENT_OPTS"), path)
+        return
+    with PathManager.open(path, "w") as f:
+        f.write(student_config(cfg).dump())
