@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from detectron2.config import CfgNode
@@ -11,7 +12,7 @@ from torch import nn
 
 from mgd_det.config import DISTILLER
 from mgd_det.config.lazy import build_lazy, image_format, lazy_student, load_lazy
-from mgd_det.errors import ConfigError, UnknownTap, explained
+from mgd_det.errors import ConfigError, UnknownTap, building_from_config
 from mgd_det.methods import PREDICTIONS, AssignmentControl, Method, TapInfo, find_method, method_defaults
 from mgd_det.rng import isolated_rng
 
@@ -22,7 +23,13 @@ ARCHITECTURE_KEY = "DISTILL.STUDENT_ARCHITECTURE"
 
 
 def build_student(cfg: CfgNode) -> nn.Module:
-    """The stock detector that `DISTILL.STUDENT_ARCHITECTURE` describes, with the MODEL keys or alone."""
+    """Returns the stock detector that `DISTILL.STUDENT_ARCHITECTURE` names.
+
+    It is a meta-architecture that the MODEL keys describe, or the `model` of a LazyConfig.
+
+    Raises:
+        ConfigError: there is no such detector, or Detectron2 cannot build it.
+    """
     name = cfg.DISTILL.STUDENT_ARCHITECTURE
     source = lazy_student(cfg)
     if source is not None:
@@ -49,50 +56,49 @@ def build_student(cfg: CfgNode) -> nn.Module:
             f"changes students of a LazyConfig, and {name!r} is described by the MODEL keys",
             "Set those.",
         )
-    with explained(ARCHITECTURE_KEY, name):
+    with building_from_config(ARCHITECTURE_KEY, name):
         return META_ARCH_REGISTRY.get(name)(cfg)
 
 
-def build_methods(cfg: CfgNode, student: nn.Module) -> dict[str, Method]:
-    """The methods of `DISTILL.METHODS`, fitted to the student's taps."""
-    methods = {}
+def build_methods(cfg: CfgNode, student: nn.Module) -> tuple[dict[str, Method], Teacher | None]:
+    """Build the methods of `DISTILL.METHODS`, fitted to the student's taps.
+
+    Returns:
+        The methods by name, and the teacher with random weights if a method has asked for its widths.
+
+    Raises:
+        ConfigError: a method is unknown or named twice, or its settings do not work with these networks.
+    """
     spec = TeacherSpec.from_config(cfg)
-    teachers: list[Teacher] = []  # built once, and only for methods that ask for its widths
+    built: list[Teacher] = []
 
-    def teacher_network() -> nn.Module:
-        if not teachers:
-            teachers.append(spec.build(torch.device(cfg.MODEL.DEVICE)))
-        return teachers[0].model
+    def in_teacher(taps: Sequence[str]) -> dict[str, TapInfo]:
+        if not built:
+            built.append(spec.build(torch.device(cfg.MODEL.DEVICE)))
+        return inspect_teacher(built[0].model, taps, spec.config_file)
 
+    methods: dict[str, Method] = {}
     for name in cfg.DISTILL.METHODS:
-        method = find_method(name) if isinstance(name, str) else None
-        if method is None:
-            raise ConfigError(
-                "DISTILL.METHODS",
-                list(cfg.DISTILL.METHODS),
-                f"there is no method {name!r}",
-                f"Choose from {list(method_defaults())}.",
-            )
+        cls = _method_class(cfg, name)
         if name in methods:
             problem = f"names {name!r} twice"
             raise ConfigError("DISTILL.METHODS", list(cfg.DISTILL.METHODS), problem, "Name it once.")
         node = cfg.DISTILL[name.upper()]
-
-        def in_student(
-            taps: Sequence[str],
-            key: str = f"DISTILL.{name.upper()}.TAPS" if "TAPS" in node else "DISTILL.METHODS",
-        ) -> dict[str, TapInfo]:
-            return inspect_student(student, taps, key)
-
-        def in_teacher(taps: Sequence[str]) -> dict[str, TapInfo]:
-            return inspect_teacher(teacher_network(), taps, spec.config_file)
-
+        key = f"DISTILL.{name.upper()}.TAPS" if "TAPS" in node else "DISTILL.METHODS"
         # Adapters draw their initial values aside: the student's are the same with and without them.
         with isolated_rng():
-            methods[name] = method.from_config(node, in_student, in_teacher)
+            methods[name] = cls.from_config(node, partial(inspect_student, student, key=key), in_teacher)
         if methods[name].matches:
             methods[name].control = _control(cfg)
-    return methods
+    return methods, built[0] if built else None
+
+
+def _method_class(cfg: CfgNode, name: str) -> type[Method]:
+    method = find_method(name) if isinstance(name, str) else None
+    if method is None:
+        problem, remedy = f"there is no method {name!r}", f"Choose from {list(method_defaults())}."
+        raise ConfigError("DISTILL.METHODS", list(cfg.DISTILL.METHODS), problem, remedy)
+    return method
 
 
 def _control(cfg: CfgNode) -> AssignmentControl:
@@ -101,7 +107,11 @@ def _control(cfg: CfgNode) -> AssignmentControl:
 
 
 def inspect_student(student: nn.Module, taps: Sequence[str], key: str) -> dict[str, TapInfo]:
-    """What is known of taps in the student; a ConfigError where it lacks one."""
+    """Returns what is known of taps in the student.
+
+    Raises:
+        ConfigError: it lacks one of them; the error names `key`.
+    """
     try:
         found = inspect_taps(student, [sides(tap)[0] for tap in taps])
     except UnknownTap as error:
@@ -113,7 +123,11 @@ def inspect_student(student: nn.Module, taps: Sequence[str], key: str) -> dict[s
 
 
 def inspect_teacher(teacher: nn.Module, taps: Sequence[str], config_file: str) -> dict[str, TapInfo]:
-    """What is known of taps in the teacher; a ConfigError where it lacks one."""
+    """Returns what is known of taps in the teacher.
+
+    Raises:
+        ConfigError: it lacks one of them.
+    """
     try:
         found = inspect_taps(teacher, [sides(tap)[1] for tap in taps])
     except UnknownTap as error:
@@ -129,7 +143,11 @@ def inspect_teacher(teacher: nn.Module, taps: Sequence[str], config_file: str) -
 def check_taps(
     methods: Mapping[str, Method], student: Mapping[str, TapInfo], teacher: Mapping[str, TapInfo]
 ) -> None:
-    """Refuse, with a ConfigError, taps that teach nothing, or at which the networks' positions differ."""
+    """Check that every tap can teach something.
+
+    Raises:
+        ConfigError: no gradient at a tap reaches a weight, or the networks have other positions there.
+    """
     for tap, info in student.items():
         key, taps = taps_key(methods, tap)
         if not info.trainable:
@@ -142,17 +160,20 @@ def check_taps(
                 "leave that tap out.",
             )
         if info.stride != teacher[tap].stride:
-            at = {True: "proposals", False: "features of stride {}"}
-            ours, theirs = (at[i.stride is None].format(i.stride) for i in (info, teacher[tap]))
             remedy = "Choose taps at which both networks have the same stride, and the same kind of head."
             if tap == PREDICTIONS:
                 remedy = 'Choose a teacher with the same kind of head, or leave "logits" out.'
+            ours, theirs = _positions(info), _positions(teacher[tap])
             problem = f"at {tap!r} the student has {ours} and the teacher {theirs}"
             raise ConfigError(key, taps, problem, remedy)
 
 
+def _positions(info: TapInfo) -> str:
+    return "proposals" if info.stride is None else f"features of stride {info.stride}"
+
+
 def taps_key(methods: Mapping[str, Method], tap: str) -> tuple[str, list[str]]:
-    """The config key that asks for a tap, and its value."""
+    """Returns the config key that asks for a tap, and its value."""
     if tap == PREDICTIONS:  # which comes with its method
         return "DISTILL.METHODS", list(methods)
     name, method = next((name, method) for name, method in methods.items() if tap in method.taps)

@@ -50,6 +50,7 @@ class DistilledDetector(nn.Module):
         student: a Detectron2 detector with `backbone` and `preprocess_image`; attribute `student`.
         methods: distillation methods by name; none trains the student alone.
         teacher: where the teacher comes from.
+        built_teacher: the teacher with random weights if it has been built already.
         input_format: channel order of the images that the student is given.
         inherits: parts of the student that start as the teacher's, for :meth:`inherit`.
         resume_fresh: methods that an earlier run's state does not fit start afresh, all with another teacher.
@@ -62,6 +63,7 @@ class DistilledDetector(nn.Module):
         student: nn.Module,
         methods: Mapping[str, Method],
         teacher: TeacherSpec,
+        built_teacher: Teacher | None = None,
         input_format: str,
         inherits: Sequence[str] = (),
         resume_fresh: bool = False,
@@ -72,6 +74,7 @@ class DistilledDetector(nn.Module):
         self.teacher_spec = teacher
         self.input_format = input_format
         self.inherits, self.resume_fresh = list(inherits), resume_fresh
+        self._built_teacher = built_teacher
         self.teacher: Any = None  # a Teacher, once `prepare` has loaded it
         # Set by the hook: a factor on the methods' losses; and of the next training step, whether its
         # features go into the statistics that the matching is solved from, and its gradients are measured.
@@ -89,11 +92,12 @@ class DistilledDetector(nn.Module):
         check_values(cfg)
         # Move to the device first: building a method may run GPU-only operators.
         student = build_student(cfg).to(torch.device(cfg.MODEL.DEVICE))
-        methods = build_methods(cfg, student) if cfg.DISTILL.ENABLED else {}
+        methods, built_teacher = build_methods(cfg, student) if cfg.DISTILL.ENABLED else ({}, None)
         return {
             "student": student,
             "methods": methods,
             "teacher": TeacherSpec.from_config(cfg),
+            "built_teacher": built_teacher,
             "input_format": cfg.INPUT.FORMAT,
             "inherits": cfg.DISTILL.INHERIT if cfg.DISTILL.ENABLED else [],
             "resume_fresh": cfg.DISTILL.RESUME_FRESH,
@@ -123,7 +127,8 @@ class DistilledDetector(nn.Module):
         if not self.methods or self.teacher is not None:
             return
         student = inspect_student(self.student, self.taps, "DISTILL.METHODS")
-        teacher = self.teacher_spec.load(self.device)
+        teacher = self.teacher_spec.load(self.device, self._built_teacher)
+        self._built_teacher = None
         self._check_formats(teacher)
         infos = inspect_teacher(teacher.model, self.taps, self.teacher_spec.config_file)
         check_taps(self.methods, student, infos)

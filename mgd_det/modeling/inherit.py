@@ -1,4 +1,4 @@
-"""Starting a student from parts of its teacher."""
+"""Copying parts of a teacher into its student."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def inherit(student: nn.Module, teacher: nn.Module, parts: Sequence[str]) -> dic
                 f'Name "fpn", "head", or modules of both; it has {_modules(network)}, and modules in these.',
             )
         _check_layers(student, names, given, parts)
-        fitting = [name for name in names if name in theirs and ours[name].shape == theirs[name].shape]
-        if not any(ours[name].dim() for name in fitting):  # counters always agree
+        found[part] = [name for name in names if name in theirs and ours[name].shape == theirs[name].shape]
+        if not any(ours[name].dim() for name in found[part]):  # counters always agree
             raise ConfigError(
                 KEY,
                 list(parts),
@@ -52,25 +52,29 @@ def inherit(student: nn.Module, teacher: nn.Module, parts: Sequence[str]) -> dic
                 f"{tuple(ours[names[0]].shape)}, the teacher's {given[0]} {tuple(theirs[given[0]].shape)}",
                 "Give the student the teacher's widths and classes there, or leave that part out.",
             )
-        found[part] = fitting
-        others = [
-            f"{name} {tuple(ours[name].shape)}" for name in names if name in theirs and name not in fitting
-        ]
-        left = {
-            "not, since the shapes differ": others,
-            "not, since the teacher lacks them": [name for name in names if name not in theirs],
-            "the teacher's alone": [name for name in given if name not in ours],
-        }
-        logger.info(
-            "inherited from the teacher: %d of %d tensors of %r%s",
-            len(fitting),
-            len(names),
-            part,
-            "".join(f"; {why}: {', '.join(tensors)}" for why, tensors in left.items() if tensors),
-        )
+        _log_inherited(part, found[part], ours, theirs)
     for name in dict.fromkeys(name for fitting in found.values() for name in fitting):
         ours[name].copy_(theirs[name])
     return found
+
+
+def _log_inherited(
+    part: str, fitting: Sequence[str], ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]
+) -> None:
+    """Log how many tensors of a part are copied, and which are not and why."""
+    names, given = _tensors(ours, part), _tensors(theirs, part)
+    reshaped = [f"{n} {tuple(ours[n].shape)}" for n in names if n in theirs and n not in fitting]
+    lines = [
+        f"inherited from the teacher: {len(fitting)} of {len(names)} tensors of {part!r}",
+        *_listed("not, since the shapes differ", reshaped),
+        *_listed("not, since the teacher lacks them", [name for name in names if name not in theirs]),
+        *_listed("the teacher's alone", [name for name in given if name not in ours]),
+    ]
+    logger.info("%s", "; ".join(lines))
+
+
+def _listed(reason: str, names: Sequence[str]) -> list[str]:
+    return [f"{reason}: {', '.join(names)}"] if names else []
 
 
 def _tensors(state: Mapping[str, Tensor], part: str) -> list[str]:
@@ -92,7 +96,7 @@ def _check_layers(student: nn.Module, names: list[str], given: list[str], parts:
         if not (isinstance(module, nn.Sequential) and f"{path}.".startswith(_HEADS)):
             continue
         ours, theirs = (
-            {n for n in side if n.startswith(f"{path}.") and _counts(n)} for side in (names, given)
+            {n for n in tensors if n.startswith(f"{path}.") and _counts(n)} for tensors in (names, given)
         )
         if ours and theirs and ours != theirs:
             only = " and ".join(
@@ -110,7 +114,7 @@ def _check_layers(student: nn.Module, names: list[str], given: list[str], parts:
 
 
 def _counts(name: str) -> bool:
-    """Whether a tensor is one that norms of all kinds have."""
+    """Returns False for a tensor that norms of some kinds alone have."""
     return not name.endswith("num_batches_tracked")
 
 

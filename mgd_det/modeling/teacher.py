@@ -21,7 +21,7 @@ from mgd_det.checkpoint.checkpointer import ReportingCheckpointer
 from mgd_det.config import load_config, student_config
 from mgd_det.config.lazy import build_lazy, image_format, is_lazy, lazy_student, load_lazy
 from mgd_det.config.values import TEACHER_DTYPES
-from mgd_det.errors import ConfigError, explained
+from mgd_det.errors import ConfigError, building_from_config
 from mgd_det.rng import isolated_rng
 
 from .heads import find_head
@@ -133,13 +133,18 @@ class TeacherSpec:
             remedy = "Give the path or URL of the weights."
             raise ConfigError(WEIGHTS_KEY, self.weights, str(error), remedy) from error
 
-    def load(self, device: torch.device) -> Teacher:
-        """Build the teacher and load all its weights.
+    def load(self, device: torch.device, built: Teacher | None = None) -> Teacher:
+        """Load all weights of the teacher.
+
+        Args:
+            device: the device of the loaded teacher.
+            built: the teacher as :meth:`build` has returned it; None builds it.
 
         Raises:
             ConfigError: as above; or the weights are not this architecture's.
         """
-        teacher = self.build(device)
+        teacher = built or self.build(device)
+        teacher.model.to(device)
         weights = self.weights_path()
         checkpointer = ReportingCheckpointer(
             teacher.model, key=WEIGHTS_KEY, role="teacher", trusted=self.trusted
@@ -171,7 +176,7 @@ class TeacherSpec:
             return self._wrapped(model, input_format)
         cfg = self.config()
         cfg.MODEL.DEVICE = str(device)
-        with isolated_rng(), explained(CONFIG_KEY, self.config_file):
+        with isolated_rng(), building_from_config(CONFIG_KEY, self.config_file):
             model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg).to(device)
         return self._wrapped(model, cfg.INPUT.FORMAT)
 

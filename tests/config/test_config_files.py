@@ -74,7 +74,7 @@ def test_student_and_teacher_build_and_their_taps_fit(name):
     student = build_student(cfg)
     if not cfg.DISTILL.ENABLED:
         return
-    methods = build_methods(cfg, student)
+    methods, _ = build_methods(cfg, student)
     taps = [tap for method in methods.values() for tap in method.taps]
     spec = TeacherSpec.from_config(cfg)
     infos = inspect_student(student, taps, "DISTILL.METHODS")
