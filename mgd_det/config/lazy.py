@@ -8,7 +8,6 @@ from typing import Any
 
 from detectron2 import model_zoo
 from detectron2.config import CfgNode, LazyConfig, instantiate
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
@@ -42,6 +41,8 @@ def load_lazy(name: str, overrides: Sequence[str], key: str, opts_key: str) -> A
     Raises:
         ConfigError: no such file, no `model` in it, or overrides that do not apply.
     """
+    from hydra.errors import HydraException  # which takes long to import, and few configs need
+
     path = name
     if not os.path.isfile(path):
         try:
