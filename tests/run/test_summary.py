@@ -7,7 +7,8 @@ import json
 import pytest
 
 from mgd_det.errors import ConfigError
-from mgd_det.run.summary import check_baseline, last_ap, summary
+from mgd_det.run.preflight import check_baseline
+from mgd_det.run.summary import last_ap, summary
 
 RESULTS = {"bbox": {"AP": 28.04, "AP50": 46.41}}
 
