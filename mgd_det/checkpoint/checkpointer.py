@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
+from fvcore.common.checkpoint import _IncompatibleKeys
 from torch import nn
 
 from mgd_det.errors import ConfigError
@@ -20,6 +21,8 @@ from mgd_det.errors import ConfigError
 from .torchvision_weights import as_checkpoint, is_torchvision_resnet
 
 logger = logging.getLogger("detectron2." + __name__)
+
+Checkpoint = dict[str, Any]  # a file's entries by name; the weights are its "model"
 
 # What a .pkl of the model zoo is made of; anything else in a pickle could run code.
 _PLAIN_GLOBALS = {
@@ -36,21 +39,21 @@ _PLAIN_GLOBALS = {
 
 
 class _Refused(Exception):
-    """The file asks for more than tensors and plain values."""
+    """Raised for a file that asks for more than tensors and plain values."""
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         if (module, name) not in _PLAIN_GLOBALS:
             raise _Refused(f"{module}.{name}")
         return super().find_class(module, name)
 
 
-MOST_SHAPES = 4  # that a report lists
+MOST_SHAPES = 4  # the number of mismatches that a report lists
 
 
 class LoadReport(NamedTuple):
-    """What of a model came from a file."""
+    """Says which tensors of a model came from a file."""
 
     path: str
     loaded: int  # tensors of the model
@@ -95,7 +98,7 @@ class ReportingCheckpointer(DetectionCheckpointer):
         key: str = "MODEL.WEIGHTS",
         role: str = "student",
         trusted: bool = False,
-        **checkpointables: Any,
+        **checkpointables: object,
     ) -> None:
         super().__init__(model, save_dir, **checkpointables)
         self.key, self.role, self.trusted = key, role, trusted
@@ -105,15 +108,15 @@ class ReportingCheckpointer(DetectionCheckpointer):
             "It may be truncated or something else under that name: fetch or write it again."
         )
 
-    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """As in Detectron2; errors of the last checkpoint name `--resume`."""
+    def resume_or_load(self, path: str, *, resume: bool = True) -> Checkpoint:
+        """Load as Detectron2 does; errors of the last checkpoint name `--resume`."""
         if resume and self.has_checkpoint():
             self.key = "--resume"
             self._damaged_remedy = "Name an earlier checkpoint in OUTPUT_DIR/last_checkpoint."
         return super().resume_or_load(path, resume=resume)
 
-    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As in Detectron2; `report` then says what matched.
+    def load(self, path: str, checkpointables: list[str] | None = None) -> Checkpoint:
+        """Load a file as Detectron2 does; `report` then says what matched.
 
         Raises:
             ConfigError: the file is missing, cannot be had, or is no weight file.
@@ -124,7 +127,7 @@ class ReportingCheckpointer(DetectionCheckpointer):
             "fetch the file elsewhere and give its path."
         )
         try:
-            return super().load(path, *args, **kwargs)
+            return super().load(path, checkpointables)
         except ConfigError:
             raise
         except (FileNotFoundError, IsADirectoryError, AssertionError) as error:
@@ -132,7 +135,7 @@ class ReportingCheckpointer(DetectionCheckpointer):
         except OSError as error:
             raise ConfigError(self.key, path, f"cannot be read ({error})", remedy) from error
 
-    def _load_file(self, filename: str) -> dict[str, Any]:
+    def _load_file(self, filename: str) -> Checkpoint:
         try:
             checkpoint = _read(filename, trusted=self.trusted)
             # Detectron2's main takes "?matching_heuristics=True" behind a path.
@@ -160,7 +163,7 @@ class ReportingCheckpointer(DetectionCheckpointer):
             pickle.UnpicklingError,
         ) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            reason = reason.split(". ")[0]  # without torch's advice, which is not ours
+            reason = reason.split(". ")[0]  # torch's advice is left out
             raise ConfigError(
                 self.key,
                 self._path,
@@ -169,8 +172,8 @@ class ReportingCheckpointer(DetectionCheckpointer):
             ) from error
         return as_checkpoint(state) if is_torchvision_resnet(state) else checkpoint
 
-    def save(self, name: str, **kwargs: Any) -> None:
-        """As in Detectron2, except that a kill at any moment leaves the files of before or of after."""
+    def save(self, name: str, **kwargs: object) -> None:
+        """Save as Detectron2 does; a kill at any moment leaves the old files or the new ones."""
         if not self.save_dir or not self.save_to_disk:
             return
         states = {key: item.state_dict() for key, item in self.checkpointables.items()}
@@ -184,7 +187,7 @@ class ReportingCheckpointer(DetectionCheckpointer):
         path = os.path.join(self.save_dir, "last_checkpoint")
         self._write_whole(path, lambda f: f.write(last_filename_basename.encode()))
 
-    def _write_whole(self, path: str, write: Callable[[IO[bytes]], Any]) -> None:
+    def _write_whole(self, path: str, write: Callable[[IO[bytes]], object]) -> None:
         if "://" in path:  # object stores make a file visible when it is closed
             with self.path_manager.open(path, "wb") as f:
                 write(f)
@@ -196,7 +199,7 @@ class ReportingCheckpointer(DetectionCheckpointer):
             os.fsync(f.fileno())
         os.replace(aside, path)
 
-    def _load_model(self, checkpoint: Any) -> Any:
+    def _load_model(self, checkpoint: Checkpoint) -> _IncompatibleKeys:
         incompatible = super()._load_model(checkpoint)
         mismatched = [f"{k} {tuple(a)} vs {tuple(b)}" for k, a, b in incompatible.incorrect_shapes]
         missing = list(dict.fromkeys(filter(_counts, incompatible.missing_keys)))
@@ -213,8 +216,8 @@ class ReportingCheckpointer(DetectionCheckpointer):
         logger.log(logging.WARNING if missing else logging.INFO, "%s: %s", self.role, self.report)
         return incompatible
 
-    def _log_incompatible_keys(self, incompatible: Any) -> None:
-        """The report says it all."""
+    def _log_incompatible_keys(self, incompatible: _IncompatibleKeys) -> None:
+        """Log nothing: the report says it all."""
 
 
 def last_checkpoint(cfg: CfgNode, *, resume: bool) -> str:
@@ -238,7 +241,7 @@ def last_checkpoint(cfg: CfgNode, *, resume: bool) -> str:
     return path
 
 
-def trainer_state(cfg: CfgNode, *, resume: bool) -> dict[str, Any]:
+def trainer_state(cfg: CfgNode, *, resume: bool) -> Checkpoint:
     """Returns the trainer's part of the checkpoint that a run resumes from, {} where it starts anew.
 
     Raises:
@@ -258,11 +261,11 @@ def trainer_state(cfg: CfgNode, *, resume: bool) -> dict[str, Any]:
 
 
 def _counts(name: str) -> bool:
-    """Whether a tensor matters to a load report; torch fills these counters in by itself."""
+    """Returns False for the counters of batch norms, which torch fills in by itself."""
     return not name.endswith("num_batches_tracked")
 
 
-def _read(filename: str, *, trusted: bool) -> dict[str, Any]:
+def _read(filename: str, *, trusted: bool) -> Checkpoint:
     """Returns a file's content as Detectron2's checkpointer does, with the weights under "model".
 
     Raises:
@@ -285,7 +288,7 @@ def _read(filename: str, *, trusted: bool) -> dict[str, Any]:
     return content if "model" in content else {"model": content}
 
 
-def _from_pickle(content: dict[str, Any]) -> dict[str, Any]:
+def _from_pickle(content: Checkpoint) -> Checkpoint:
     """Returns a file of Detectron2's model zoo as it is, and one of Caffe2's with what tells it apart."""
     if "model" in content and "__author__" in content:
         return content

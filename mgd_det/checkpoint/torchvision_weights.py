@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import IO
 
 import torch
 import torchvision
@@ -16,7 +16,7 @@ from iopath.common.file_io import PathHandler, get_cache_dir
 TORCHVISION_PREFIX = "torchvision:"
 
 # torchvision's ResNet names -> Detectron2's, in order.
-_RESNET_RENAMES: list[tuple[str, Any]] = [
+_RESNET_RENAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"^(conv1|bn1)\.", r"stem.\1."),
     (r"^layer(\d)\.", lambda m: f"res{int(m[1]) + 1}."),
     (r"\.bn(\d)\.", r".conv\1.norm."),
@@ -25,12 +25,12 @@ _RESNET_RENAMES: list[tuple[str, Any]] = [
 ]
 
 
-def is_torchvision_resnet(state: Mapping[str, Any]) -> bool:
-    """Whether a state dict has the names of torchvision's ResNets."""
+def is_torchvision_resnet(state: Mapping[str, object]) -> bool:
+    """Returns True if a state dict has the names of torchvision's ResNets."""
     return "conv1.weight" in state and "layer1.0.conv1.weight" in state
 
 
-def convert_torchvision_resnet(state: Mapping[str, Any]) -> dict[str, Any]:
+def convert_torchvision_resnet(state: Mapping[str, object]) -> dict[str, object]:
     """Rename torchvision's ResNet tensors to Detectron2's `stem.*`, `res2.*` ..; the classifier is
     dropped. Values stay as they are: the weights expect RGB input in torchvision's normalisation."""
     converted = {}
@@ -53,7 +53,7 @@ class TorchvisionPathHandler(PathHandler):
     def _get_supported_prefixes(self) -> list[str]:
         return [TORCHVISION_PREFIX]
 
-    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: object) -> str:
         # Detectron2's main passes paths through urllib, which makes ":///" of a full path ":/".
         source = path[len(TORCHVISION_PREFIX) :]
         source = source[2:] if source.startswith("//") else source
@@ -71,13 +71,13 @@ class TorchvisionPathHandler(PathHandler):
             os.replace(aside, converted)
         return converted
 
-    def _isfile(self, path: str, **kwargs: Any) -> bool:
+    def _isfile(self, path: str, **kwargs: object) -> bool:
         return True
 
-    def _exists(self, path: str, **kwargs: Any) -> bool:
+    def _exists(self, path: str, **kwargs: object) -> bool:
         return True
 
-    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> Any:
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: object) -> IO[str] | IO[bytes]:
         return open(self._get_local_path(path), mode, buffering)
 
 
@@ -95,8 +95,8 @@ def _url(name: str) -> str:
         ) from error
 
 
-def as_checkpoint(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A state dict of torchvision's as a checkpoint that Detectron2 fits to its models by suffix."""
+def as_checkpoint(state: Mapping[str, object]) -> dict[str, object]:
+    """Returns a state dict of torchvision as a checkpoint that Detectron2 fits to its models by suffix."""
     return {
         "model": convert_torchvision_resnet(state),
         "__author__": "torchvision",

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
 
 from detectron2 import model_zoo
 from detectron2.config import CfgNode, LazyConfig, instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
@@ -18,25 +17,25 @@ from .keys import DISTILLER
 
 
 def is_lazy(name: str) -> bool:
-    """Whether a config is of that kind, by its name."""
+    """Returns True if a config is a LazyConfig, by its name."""
     return name.endswith(".py")
 
 
 def lazy_student(cfg: CfgNode) -> tuple[str, list[str]] | None:
-    """Name and overrides of the LazyConfig that describes a config's student; None where MODEL keys do."""
+    """Returns the name and overrides of the LazyConfig that describes a student, None if MODEL keys do."""
     name = cfg.DISTILL.STUDENT_ARCHITECTURE
     if cfg.MODEL.META_ARCHITECTURE == DISTILLER and is_lazy(name):
         return name, list(cfg.DISTILL.STUDENT_OPTS)
     return None
 
 
-def load_lazy(name: str, overrides: Sequence[str], key: str, opts_key: str) -> Any:
-    """The config, with a `model`.
+def load_lazy(name: str, overrides: Sequence[str], key: str, opts_key: str) -> DictConfig:
+    """Read a LazyConfig that has a `model`.
 
     Args:
-        name: path of a file, or a model-zoo name.
+        name: the path of a file, or a model-zoo name.
         overrides: "key=value" each.
-        key, opts_key: where the two come from, for messages.
+        key, opts_key: the keys that name and overrides come from, for messages.
 
     Raises:
         ConfigError: no such file, no `model` in it, or overrides that do not apply.
@@ -52,7 +51,7 @@ def load_lazy(name: str, overrides: Sequence[str], key: str, opts_key: str) -> A
             raise ConfigError(key, name, problem, "Give the path of a LazyConfig (.py).") from error
     try:
         cfg = LazyConfig.load(path)
-    except Exception as error:  # whatever Python code can raise
+    except Exception as error:  # Python code can raise anything
         problem = f"cannot be read ({type(error).__name__}: {error})"
         raise ConfigError(key, name, problem, "Correct the file.") from error
     if "model" not in cfg:
@@ -64,17 +63,21 @@ def load_lazy(name: str, overrides: Sequence[str], key: str, opts_key: str) -> A
         raise ConfigError(opts_key, list(overrides), f"{type(error).__name__}: {error}", remedy) from error
 
 
-def build_lazy(cfg: Any, key: str, name: str) -> nn.Module:
-    """Instantiate the `model`; a ConfigError where Detectron2 cannot."""
+def build_lazy(cfg: DictConfig, key: str, name: str) -> nn.Module:
+    """Instantiate the `model`.
+
+    Raises:
+        ConfigError: Detectron2 cannot.
+    """
     try:
         return instantiate(cfg.model)
-    except Exception as error:  # whatever the classes that it names can raise
+    except Exception as error:  # so can the classes that it names
         problem = f"Detectron2 cannot build its model ({type(error).__name__}: {error})"
         raise ConfigError(key, name, problem, "Correct that config, or its overrides.") from error
 
 
-def image_format(cfg: Any) -> str:
-    """Channel order that the model takes: its own word, that of its data loader, or Detectron2's "BGR"."""
+def image_format(cfg: DictConfig) -> str:
+    """Returns the channel order of the model's images: its own, its data loader's, or Detectron2's "BGR"."""
     for place in ("model.input_format", "dataloader.test.mapper.image_format"):
         found = OmegaConf.select(cfg, place)
         if found:
@@ -82,8 +85,8 @@ def image_format(cfg: Any) -> str:
     return "BGR"
 
 
-def num_classes(cfg: Any) -> int | None:
-    """How many classes the model tells apart, None where the config does not say."""
+def num_classes(cfg: DictConfig) -> int | None:
+    """Returns the number of classes that the model tells apart, None if the config does not say."""
     for place in ("model.num_classes", "model.roi_heads.num_classes"):
         found = OmegaConf.select(cfg, place)
         if found is not None:
@@ -91,6 +94,6 @@ def num_classes(cfg: Any) -> int | None:
     return None
 
 
-def save_lazy(cfg: Any, path: str) -> None:
+def save_lazy(cfg: DictConfig, path: str) -> None:
     """Write the `model` alone, as yaml that `LazyConfig.load` reads and `instantiate` builds."""
     LazyConfig.save(OmegaConf.create({"model": cfg.model}, flags={"allow_objects": True}), path)

@@ -16,7 +16,7 @@ from .keys import DISTILLER, add_mgd_config
 
 def load_config(
     path: str,
-    opts: Sequence[str] = (),
+    opts: Sequence[object] = (),
     *,
     device: str = "",
     key: str = "--config-file",
@@ -25,10 +25,10 @@ def load_config(
     """Read a config file with this project's keys allowed, then apply overrides.
 
     Args:
-        path: of a yaml file.
+        path: the path of a yaml file.
         opts: "KEY", "value", ... applied last.
-        device: MODEL.DEVICE, applied before `opts`; empty leaves the file's.
-        key, opts_key: how an error names the file and the overrides.
+        device: the value of MODEL.DEVICE, applied before `opts`; empty leaves the file's.
+        key, opts_key: the names of the file and the overrides in errors.
 
     Raises:
         ConfigError: no such file, not a config, unknown keys or values of a wrong type.
@@ -60,12 +60,12 @@ def load_config(
 
 
 def _reason(error: Exception) -> str:
-    """What an error of yacs says, in a line."""
+    """Returns the message of an error of yacs in one line."""
     return " ".join(str(error.args[0] if error.args else error).split())
 
 
 def _remedy(reason: str, otherwise: str) -> str:
-    """What to do about an error of yacs."""
+    """Returns what to do about an error of yacs."""
     if "Type mismatch" in reason:
         return "Lists are written '[\"mgd\"]' or '[2.0]', tuples of one '(6000,)', fractions 35.0."
     if "key: DISTILL." in reason:
@@ -74,7 +74,7 @@ def _remedy(reason: str, otherwise: str) -> str:
 
 
 def _keys(cfg: CfgNode, prefix: str = "") -> list[str]:
-    """Full names of all keys."""
+    """Returns the full names of all keys."""
     names = []
     for key, value in cfg.items():
         names += _keys(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else [f"{prefix}{key}"]
@@ -82,7 +82,7 @@ def _keys(cfg: CfgNode, prefix: str = "") -> list[str]:
 
 
 def student_config(cfg: CfgNode) -> CfgNode:
-    """The config of the student alone, in stock keys: what stock Detectron2 builds it from."""
+    """Returns the config of the student alone in stock keys, from which stock Detectron2 builds it."""
     stock = get_cfg()
     student = cfg.clone()
     student.defrost()

@@ -111,7 +111,7 @@ def check_values(cfg: CfgNode, num_processes: int = 1) -> None:
         ConfigError: for the first value that cannot.
     """
     for key, rule in VALUES.items():
-        value = _value(cfg, key)
+        value = value_of(cfg, key)
         problem = rule.problem(value)
         if problem:
             raise ConfigError(key, value, problem, rule.remedy)
@@ -120,7 +120,8 @@ def check_values(cfg: CfgNode, num_processes: int = 1) -> None:
     _check_batch(cfg, num_processes)
 
 
-def _value(cfg: CfgNode, key: str) -> Any:
+def value_of(cfg: CfgNode, key: str) -> Any:
+    """Returns the value of a key such as "SOLVER.BASE_LR"."""
     node = cfg
     for part in key.split("."):
         node = node[part]

@@ -1,4 +1,4 @@
-"""Reading a data set in COCO format before a run, for what would stop training or evaluation late."""
+"""Checks of a data set in COCO format for what would stop training or evaluation late."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.data.catalog import Metadata
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
@@ -19,18 +20,19 @@ from mgd_det.errors import ConfigError
 logger = logging.getLogger("detectron2." + __name__)
 
 REGISTER_KEY = "DATASETS.REGISTER"
-MOST_IMAGES = 200  # of a set, whose files are looked at before a run
+MOST_IMAGES = 200  # the number of image files of a set that are looked at
+JsonObject = dict[str, Any]
 ID = (int, str)
 _ORIENTATION = 0x0112  # the EXIF tag
 
 
-def check_coco(cfg: CfgNode, key: str, name: str, metadata: Any) -> list[str]:
+def check_coco(cfg: CfgNode, key: str, name: str, metadata: Metadata) -> list[str]:
     """Check an annotation file, and the headers, no pixels, of up to `MOST_IMAGES` images at equal distances.
 
     Args:
-        cfg: of the run.
-        key: for what the set is used, "DATASETS.TRAIN" or "DATASETS.TEST".
-        name: of the set.
+        cfg: the config of the run.
+        key: "DATASETS.TRAIN" or "DATASETS.TEST", for which the set is used.
+        name: the name of the set.
         metadata: its `json_file` and `image_root`.
 
     Returns:
@@ -54,7 +56,7 @@ def check_coco(cfg: CfgNode, key: str, name: str, metadata: Any) -> list[str]:
     return [c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])]
 
 
-def _read_coco(name: str, path: str) -> dict[str, Any]:
+def _read_coco(name: str, path: str) -> JsonObject:
     remedy = "Give a file with the COCO entries images, annotations and categories."
     try:
         with PathManager.open(path) as f:
@@ -69,10 +71,10 @@ def _read_coco(name: str, path: str) -> dict[str, Any]:
     return content
 
 
-def _check_ids(name: str, path: str, content: dict[str, Any]) -> None:
-    """That categories and images are described, and every annotation is of one of each."""
+def _check_ids(name: str, path: str, content: JsonObject) -> None:
+    """Check that categories and images are described, and that every annotation is of one of each."""
     remedy = "Correct the file: Detectron2 would stop on it."
-    entries: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    entries: tuple[tuple[str, str, JsonObject], ...] = (
         ("categories", "a category", {"id": ID, "name": str}),
         ("images", "an image", {"id": ID, "file_name": str, "height": (int, float), "width": (int, float)}),
     )
@@ -106,8 +108,8 @@ def _check_ids(name: str, path: str, content: dict[str, Any]) -> None:
             raise ConfigError(REGISTER_KEY, name, problem, remedy)
 
 
-def _check_annotations(key: str, name: str, path: str, content: dict[str, Any]) -> None:
-    """That annotations have what the data loader and, of a test set, COCO evaluation take for granted."""
+def _check_annotations(key: str, name: str, path: str, content: JsonObject) -> None:
+    """Check that annotations have what the data loader needs and, in a test set, COCO evaluation."""
     needed = ("id", "bbox", "area", "iscrowd") if key == "DATASETS.TEST" else ("id", "bbox")
     seen = set()
     for annotation in content["annotations"]:
@@ -134,13 +136,15 @@ def _check_annotations(key: str, name: str, path: str, content: dict[str, Any]) 
         seen.add(annotation["id"])
 
 
-def _is_box(box: Any) -> bool:
-    numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(x, (int, float)) for x in box)
-    return numbers and all(map(math.isfinite, box)) and box[2] >= 0 and box[3] >= 0
+def _is_box(box: object) -> bool:
+    if not (isinstance(box, list) and len(box) == 4):
+        return False
+    finite = all(isinstance(x, (int, float)) and math.isfinite(x) for x in box)
+    return finite and box[2] >= 0 and box[3] >= 0
 
 
-def _check_images(name: str, metadata: Any, images: Sequence[dict[str, Any]]) -> None:
-    """That image files are there, can be read, and are as large as described, at up to MOST_IMAGES."""
+def _check_images(name: str, metadata: Metadata, images: Sequence[JsonObject]) -> None:
+    """Check that image files exist, can be read and have the described size, up to MOST_IMAGES of them."""
     for image in images[:: max(math.ceil(len(images) / MOST_IMAGES), 1)]:
         path = os.path.join(metadata.image_root, image["file_name"])
         described = (image["width"], image["height"])
@@ -174,17 +178,17 @@ def _check_images(name: str, metadata: Any, images: Sequence[dict[str, Any]]) ->
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) once the picture is turned as Detectron2 turns it, from the header alone."""
+    """Returns (width, height) of the picture as Detectron2 turns it, from the header alone."""
     if image.format == "PNG" and "exif" not in image.info:
         return image.size  # Pillow would decode all of it to look for EXIF data behind the pixels
     try:
         orientation = image.getexif().get(_ORIENTATION)
-    except Exception:  # whatever broken EXIF data leads to: Detectron2, too, takes it for none
+    except Exception:  # Detectron2, too, ignores EXIF data that is broken in whatever way
         orientation = None
     return image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
 
 
-def _check_boxes(name: str, path: str, content: dict[str, Any]) -> None:
+def _check_boxes(name: str, path: str, content: JsonObject) -> None:
     boxes = [a for a in content["annotations"] if "bbox" in a and not a.get("iscrowd", 0)]
     if not boxes:
         raise ConfigError(
@@ -203,16 +207,16 @@ def _check_boxes(name: str, path: str, content: dict[str, Any]) -> None:
         )
 
 
-def _is_read(annotation: dict[str, Any]) -> bool:
-    """Whether Detectron2 keeps it: a list of polygons must hold one of at least 3 points."""
+def _is_read(annotation: JsonObject) -> bool:
+    """Returns True if Detectron2 keeps an annotation: of its polygons one must have at least 3 points."""
     polygons = annotation.get("segmentation")
     if not polygons or isinstance(polygons, dict):
         return True
     return any(isinstance(p, list) and len(p) % 2 == 0 and len(p) >= 6 for p in polygons)
 
 
-def _check_masks(cfg: CfgNode, name: str, path: str, content: dict[str, Any]) -> None:
-    """That there are masks where they are needed, and that they are read in the format that they have."""
+def _check_masks(cfg: CfgNode, name: str, path: str, content: JsonObject) -> None:
+    """Check that there are masks if they are needed, in the format that the config says."""
     if not cfg.MODEL.MASK_ON:
         return
     without = [a["id"] for a in content["annotations"] if not (a.get("segmentation") or a.get("iscrowd", 0))]
@@ -232,8 +236,8 @@ def _check_masks(cfg: CfgNode, name: str, path: str, content: dict[str, Any]) ->
         )
 
 
-def _warn_of_corners(path: str, content: dict[str, Any]) -> None:
-    """Boxes that were written as [x0, y0, x1, y1] reach over the edges of their images."""
+def _warn_of_corners(path: str, content: JsonObject) -> None:
+    """Warn if many boxes leave their images, as boxes that were written as [x0, y0, x1, y1] do."""
     sizes = {x["id"]: (x["width"], x["height"]) for x in content["images"]}
     boxes = [(a["bbox"], sizes[a["image_id"]]) for a in content["annotations"]]
     over = sum(x + w > width + 1 or y + h > height + 1 for (x, y, w, h), (width, height) in boxes)

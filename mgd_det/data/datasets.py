@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.catalog import Metadata
 from detectron2.data.datasets import register_coco_instances
 from detectron2.utils.file_io import PathManager
 
 from mgd_det.config import DISTILLER
 from mgd_det.config.lazy import lazy_student, load_lazy, num_classes
+from mgd_det.config.values import value_of
 from mgd_det.errors import ConfigError
 
 from .coco_checks import REGISTER_KEY, check_coco
@@ -58,8 +59,8 @@ def check_datasets(
 ) -> None:
     """Check the data sets that a run will use, as far as can be done in seconds.
 
-    Sets of `DATASETS.REGISTER` go through :func:`coco_files.check_coco`. Of others it is seen that the files
-    are there.
+    Sets of `DATASETS.REGISTER` go through :func:`.coco_checks.check_coco`. Of others only the existence of
+    the files is checked.
 
     Args:
         cfg: a config whose `DATASETS.REGISTER` has been registered.
@@ -92,7 +93,7 @@ def check_datasets(
         _check_files(key, name, metadata, registered=name in registered)
         if name in registered:
             classes = check_coco(cfg, key, name, metadata)
-        else:  # a set of millions of boxes is not read twice; its classes are known where it says so
+        else:  # built-in sets are large, and say what their classes are
             classes = list(metadata.get("thing_classes") or ())
         if student:
             _check_class_count(cfg, key, name, len(classes), of_teacher=False)
@@ -102,7 +103,7 @@ def check_datasets(
         _check_same_classes(key, name, classes, *first)
 
 
-def _check_files(key: str, name: str, metadata: Any, *, registered: bool) -> None:
+def _check_files(key: str, name: str, metadata: Metadata, *, registered: bool) -> None:
     remedy = (
         f"Correct the path in {REGISTER_KEY}; relative ones start at the working directory, {os.getcwd()}."
         if registered
@@ -150,7 +151,7 @@ def _check_same_classes(
 
 
 def _class_count(cfg: CfgNode) -> tuple[str, int | None]:
-    """The key that says how many classes the model has, and what it says; None where that is not known."""
+    """Returns the key of the model's number of classes, and the number, None if that is not known."""
     architecture = cfg.MODEL.META_ARCHITECTURE
     if architecture == DISTILLER:
         source = lazy_student(cfg)
@@ -159,7 +160,4 @@ def _class_count(cfg: CfgNode) -> tuple[str, int | None]:
             return LAZY_CLASS_KEY, num_classes(lazy)
         architecture = cfg.DISTILL.STUDENT_ARCHITECTURE
     class_key = _CLASS_COUNT_KEYS.get(architecture, "")
-    node: Any = cfg if class_key else None
-    for part in filter(None, class_key.split(".")):
-        node = node[part]
-    return class_key, node
+    return class_key, value_of(cfg, class_key) if class_key else None

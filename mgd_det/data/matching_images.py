@@ -1,11 +1,10 @@
-"""The images that matchings are solved from."""
+"""The training images that matchings are solved from."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -17,23 +16,25 @@ from torch.utils.data import DataLoader
 
 from mgd_det.errors import ConfigError
 
+from .coco_checks import JsonObject
+
 
 class MatchingImages:
-    """Training images for matching passes: of their own, never taken from the training batches.
+    """Gives training images for matching passes, which are never taken from the training batches.
 
     Every pass draws `num_images` of the training set, the same whatever the number of processes, and
     reads them without augmentation; each process gets its share.
 
     Args:
-        cfg: a config; its training sets, test-time image size and loader settings are used.
+        cfg: a config, whose training sets, test-time image size and loader settings are used.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
         self.cfg = cfg
-        self._images: list[dict[str, Any]] = []
+        self._images: list[JsonObject] = []
 
-    def __call__(self, iteration: int) -> Iterable[list[dict[str, Any]]]:
-        """Batches for the pass before an iteration: a function of SEED and the iteration alone."""
+    def __call__(self, iteration: int) -> Iterable[list[JsonObject]]:
+        """Returns the batches for the pass before an iteration, which depend on it and SEED alone."""
         if not self._images:  # read once, without annotations, when first needed
             dicts = get_detection_dataset_dicts(self.cfg.DATASETS.TRAIN, filter_empty=False)
             keep = ("file_name", "image_id", "height", "width")

@@ -1,4 +1,4 @@
-"""The teacher: its own config and weights, frozen, seen by nobody but the distiller."""
+"""The teacher: a frozen detector with a config and weights of its own."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def _is_zoo_name(name: str) -> bool:
 
 @dataclass(frozen=True)
 class TeacherSpec:
-    """Where a teacher comes from: the keys of `DISTILL.TEACHER`."""
+    """Says where a teacher comes from; the fields are the keys of `DISTILL.TEACHER`."""
 
     config_file: str
     weights: str = ""
-    opts: Sequence[Any] = ()
+    opts: Sequence[object] = ()
     allow_partial_weights: bool = False
     trusted: bool = False
     dtype: str = ""
@@ -70,7 +70,7 @@ class TeacherSpec:
         )
 
     def config(self) -> CfgNode:
-        """The teacher's own yaml config, in stock keys; nothing of the student's is in it.
+        """Returns the teacher's own yaml config, in stock keys and without anything of the student's.
 
         Raises:
             ConfigError: no such file and no such model-zoo name, or the file is no config.
@@ -89,7 +89,7 @@ class TeacherSpec:
         return image_format(load_lazy(*source, CONFIG_KEY, OPTS_KEY))
 
     def lazy_source(self) -> tuple[str, Sequence[str]] | None:
-        """Name and overrides of the LazyConfig that describes the teacher, None where a yaml config does."""
+        """Returns the name and overrides of the teacher's LazyConfig, None if a yaml config describes it."""
         if is_lazy(self.config_file):
             return self.config_file, [str(option) for option in self.opts]
         return lazy_student(self._read())  # of an earlier run
@@ -110,7 +110,7 @@ class TeacherSpec:
         return load_config(path, self.opts, key=CONFIG_KEY, opts_key=OPTS_KEY)
 
     def weights_path(self) -> str:
-        """Path or URL of the weights.
+        """Returns the path or URL of the weights.
 
         Raises:
             ConfigError: none given beside a config that is no model-zoo name, or none in the zoo.
@@ -163,7 +163,7 @@ class TeacherSpec:
         return teacher
 
     def build(self, device: torch.device) -> Teacher:
-        """The teacher with random weights, without touching the global random streams.
+        """Build the teacher with random weights, without touching the global random streams.
 
         Raises:
             ConfigError: as :meth:`config`; or Detectron2 cannot build it.
@@ -185,18 +185,18 @@ class TeacherSpec:
 
 
 class Teacher:
-    """A frozen detector in eval mode that hands out features.
+    """Computes the features of a frozen detector in eval mode.
 
     Deliberately not an `nn.Module`: an attribute of a module that is none stays out of `parameters()`,
     `state_dict()`, `train()`, DDP and checkpoints. A copy of the distiller starts without a teacher.
 
     Args:
         model: a Detectron2 detector with `backbone` and `preprocess_image`.
-        input_format: channel order that it expects, `INPUT.FORMAT` of its config.
-        dtype: of its own autocast, float32 for none; None leaves it to the training's.
-        channels_last: memory order of its weights and features.
-        compile: whether `torch.compile` translates what lies between the taps, when they are first asked
-            for; where it fails, the network goes on as it is, with one warning.
+        input_format: the channel order that it expects, `INPUT.FORMAT` of its config.
+        dtype: the precision of its own autocast, float32 for none; None leaves it to the training.
+        channels_last: if True, its weights and features are in channels_last memory order.
+        compile: if True, `torch.compile` translates the layers between the taps when these are first asked
+            for. If that fails, the network goes on as it is, with one warning.
     """
 
     def __init__(
@@ -216,7 +216,7 @@ class Teacher:
         self.loaded = False  # True once all its weights have been loaded
         self._compiled_for: list[str] | None = None
 
-    def __reduce__(self) -> Any:  # copied and pickled as None
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:  # copied and pickled as None
         return type(None), ()
 
     @cached_property
@@ -225,11 +225,11 @@ class Teacher:
         return _digest(self.model) if self.loaded else None
 
     def follow(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Follow the student's `.to()`, `.cuda()`, `.half()` ..."""
+        """Apply to its tensors what `.to()`, `.cuda()`, `.half()` ... apply to the student's."""
         self.model._apply(fn)
 
     def pixels(self, images: Sequence[Tensor], image_format: str) -> Tensor:
-        """(N, C, H, W): the images as the network sees them, in its channel order, normalised, padded."""
+        """Returns the network's input, (N, C, H, W): in its channel order, normalised and padded."""
         if image_format != self.input_format:
             images = [image.flip(0) for image in images]
         return self.model.preprocess_image([{"image": image} for image in images]).tensor
@@ -238,7 +238,7 @@ class Teacher:
     def features(
         self, images: Sequence[Tensor], image_format: str, names: Sequence[str], student: Any = None
     ) -> dict[str, Any]:
-        """Features at the taps; what lies behind the last of them is not run.
+        """Returns the features at the taps; layers behind the last of them are not run.
 
         Args:
             images: (C, H, W) each, as the student gets them.
@@ -278,14 +278,14 @@ class Teacher:
             undo_compile(backbone)
         return _run_captured(backbone, pixels, names, stop=stop)
 
-    def _autocast(self, device: str) -> AbstractContextManager[Any]:
+    def _autocast(self, device: str) -> AbstractContextManager[object]:
         if self.dtype is None:
             return nullcontext()
         return torch.autocast(device, dtype=self.dtype, enabled=self.dtype is not torch.float32)
 
 
 def _digest(model: nn.Module) -> str:
-    """The same for the same weights, wherever they lie."""
+    """Returns the SHA-256 of the names and values of all tensors, the same on every device."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
@@ -296,7 +296,7 @@ def _digest(model: nn.Module) -> str:
 def _run_captured(
     backbone: nn.Module, pixels: Tensor, names: Sequence[str], *, stop: bool
 ) -> tuple[dict[str, Any], Any]:
-    """The features at the taps, and what the backbone returns, None where it was left behind the last."""
+    """Returns the features at the taps, and the backbone's outputs, None if it was left at the last tap."""
     outputs = None
     with capture(backbone, names, stop=stop) as features:
         outputs = backbone(pixels)

@@ -1,4 +1,4 @@
-"""`torch.compile` for the teacher: those parts of its backbone into which no tap looks."""
+"""`torch.compile` for those parts of the teacher's backbone into which no tap looks."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from torch import nn
 
 from .taps import find_tap
 
-# Dynamo counts what it has compiled by code, which a backbone's blocks share: those of a ResNet-50 need all 8
-# that it allows, and what came after would run uncompiled.
+# Dynamo limits the compilations of one piece of code to 8, which the blocks of a backbone share: those of a
+# ResNet-50 need all 8, and later ones would run uncompiled.
 COMPILATIONS = 64
 
 
 def compile_between(backbone: nn.Module, names: Sequence[str]) -> None:
-    """Compile, when they are first run, the largest modules that taps see from outside alone.
+    """Compile the largest modules without a tap inside, when they are first run.
 
-    Compiled code passes over hooks that come after it, so what a tap hooks, and all that holds it, stays as
-    it is. Sizes of images and batches are left open: other ones are not compiled anew. A batch of one is, and
-    another precision of autocast.
+    Compiled code ignores hooks that are added later, so a module with a tap, and every module that contains
+    it, stays as it is. Other sizes of images and batches are not compiled anew, but a batch of one is, and so
+    is another precision of autocast.
 
     Args:
-        backbone: changed in place; its parameters and its `state_dict()` are not.
-        names: of the taps.
+        backbone: the backbone; it is changed in place, its parameters and its `state_dict()` are not.
+        names: the names of the taps.
     """
     config = torch._dynamo.config
     config.cache_size_limit = max(config.cache_size_limit, COMPILATIONS)
@@ -33,7 +33,7 @@ def compile_between(backbone: nn.Module, names: Sequence[str]) -> None:
 
 
 def undo_compile(backbone: nn.Module) -> None:
-    """Make it run as if it had not been compiled."""
+    """Let a backbone run as if it had not been compiled."""
     for module in backbone.modules():
         module._compiled_call_impl = None
 

@@ -1,4 +1,4 @@
-"""Weights suggested from a short training: how each distillation loss compares with the task's own."""
+"""Suggest loss weights from a short training, which compares each distillation loss with the task's own."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import logging
 import math
 import statistics
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from detectron2.config import CfgNode
-from detectron2.engine import hooks
+from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
+from fvcore.common.history_buffer import HistoryBuffer
 from tabulate import tabulate
 
 from mgd_det.distributed import unwrapped
@@ -27,19 +28,19 @@ MEASUREMENTS = 40  # of gradients, at most, over the training
 
 
 class Measured(NamedTuple):
-    """What a short training has shown of one loss; medians of its second half."""
+    """Medians over the second half of a short training, for one loss."""
 
     name: str
-    weight: float  # that it was multiplied by
-    share: float  # its value, over the sum of the task's losses
-    ratio: float | None  # of its gradient to the task's at its tap; None where that is not measured
+    weight: float  # the factor in front of it
+    share: float  # its value divided by the sum of the task's losses
+    ratio: float | None  # norm of its gradient at its tap divided by the task's; None if not measured
 
     @property
     def suggested(self) -> float:
-        """The weight at which the loss pulls at its tap as strongly as the task.
+        """The weight, to two digits, at which the loss pulls at its tap as strongly as the task.
 
-        Where the gradients are not measured, that at which it is as large as the task's losses together;
-        to two digits. NaN where the loss was zero, and nothing can be told.
+        If its gradient is not measured, it is the weight at which the loss is as large as the task's losses
+        together. It is NaN if the loss was zero, since nothing can be told then.
         """
         compared = self.share if self.ratio is None else self.ratio
         if not (math.isfinite(compared) and compared > 0):
@@ -50,7 +51,7 @@ class Measured(NamedTuple):
 class _ShortTraining(Trainer):
     """Training without checkpoints, evaluations or files."""
 
-    def build_hooks(self) -> list[Any]:
+    def build_hooks(self) -> list[HookBase]:
         return [RematchHook(self.cfg), hooks.LRScheduler()]
 
 
@@ -63,7 +64,7 @@ def suggest_weights(cfg: CfgNode, iterations: int) -> None:
     cfg.defrost()
     cfg.DISTILL.EXACT_RESUME = False
     cfg.DISTILL.GRADIENT_PERIOD = max(1, iterations // MEASUREMENTS)
-    for key in cfg.DISTILL.SCHEDULE:  # the weights themselves are looked at
+    for key in cfg.DISTILL.SCHEDULE:  # a factor on the losses would hide their weights
         cfg.DISTILL.SCHEDULE[key] = 0
     cfg.freeze()
     for name in ("fvcore", "detectron2"):
@@ -72,7 +73,9 @@ def suggest_weights(cfg: CfgNode, iterations: int) -> None:
     trainer = _ShortTraining(cfg)
     trainer.resume_or_load(resume=False)
     logger.info("training for %d iterations to compare the losses; nothing will be written", iterations)
-    trainer.max_iter = iterations  # the learning rate starts as it would in the run that is asked about
+    trainer.max_iter = (
+        iterations  # set after the scheduler is built, so that the learning rate starts as in the full run
+    )
     trainer.train()
     if comm.is_main_process():
         detector = unwrapped(trainer.model)
@@ -81,17 +84,18 @@ def suggest_weights(cfg: CfgNode, iterations: int) -> None:
 
 
 def measure(
-    detector: DistilledDetector, histories: Mapping[str, Any], iterations: int
+    detector: DistilledDetector, histories: Mapping[str, HistoryBuffer], iterations: int
 ) -> dict[str, list[Measured]]:
-    """Of every method, what a training's scalars say of its losses.
+    """Returns, for every method by name, what a training's scalars say of its losses.
 
     Args:
-        histories: name -> fvcore's HistoryBuffer.
-        iterations: that were trained.
+        detector: the detector that was trained.
+        histories: the history of each scalar, by name.
+        iterations: the number of iterations that it was trained for.
     """
 
     def median(name: str) -> float | None:
-        # The first half is that of a network which knows nothing yet. A single measurement may lie in it.
+        # The first half is left out, unless it has the only measurement: the network knows nothing yet.
         values = histories[name].values() if name in histories else []
         late = [value for value, at in values if at >= iterations // 2] or [value for value, _ in values]
         return statistics.median(late) if late else None
@@ -131,7 +135,7 @@ def _report(detector: DistilledDetector, measured: Mapping[str, list[Measured]],
 
 
 def _settings(detector: DistilledDetector, measured: Mapping[str, list[Measured]]) -> list[str]:
-    """KEY VALUE pairs, as a shell takes them, of all weights that could be suggested."""
+    """Returns the KEY VALUE pairs, quoted for a shell, of all weights that can be suggested."""
     settings = []
     for method_name, losses in measured.items():
         method = detector.methods[method_name]
@@ -140,7 +144,7 @@ def _settings(detector: DistilledDetector, measured: Mapping[str, list[Measured]
             taps = by_key.setdefault(method.weight_key(m.name), {})
             taps.setdefault(method.losses[m.name].tap, []).append(m.suggested)
         for key, taps in by_key.items():
-            # Where one weight is that of several losses, the most cautious one.
+            # If several losses share a weight, it is the most cautious of their suggestions.
             weights = [min(suggested) for suggested in taps.values()]
             if all(map(math.isfinite, weights)):
                 value = json.dumps(

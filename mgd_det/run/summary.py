@@ -17,12 +17,12 @@ AP = "bbox/AP"
 
 
 def summary(cfg: CfgNode, results: Mapping[str, Any] | None, seconds: float) -> str:
-    """AP beside the teacher's and the baseline's where earlier runs tell them, the files, the next command.
+    """Returns the APs, those of teacher and baseline if earlier runs tell them, the files, the next command.
 
     Args:
-        cfg: of the run.
-        results: of its last evaluation; None where there was none.
-        seconds: that this start took.
+        cfg: the config of the run.
+        results: the results of its last evaluation, None if there was none.
+        seconds: the time that this start took.
     """
     folder = cfg.OUTPUT_DIR
     lines = [f"finished after {timedelta(seconds=round(seconds))}: {folder}"]
@@ -31,7 +31,7 @@ def summary(cfg: CfgNode, results: Mapping[str, Any] | None, seconds: float) -> 
         box = (found if len(cfg.DATASETS.TEST) == 1 else found.get(tested, {})).get("bbox")
         if not box:
             continue
-        if math.isnan(box["AP"]):  # COCO evaluation of no detections at all
+        if math.isnan(box["AP"]):  # COCO evaluation gives NaN without detections
             lines.append(f"there is no AP: the student finds nothing in {tested}")
         else:
             lines.append(f"AP {box['AP']:.1f}, AP50 {box['AP50']:.1f} on {tested}")
@@ -44,7 +44,7 @@ def summary(cfg: CfgNode, results: Mapping[str, Any] | None, seconds: float) -> 
 
 
 def comparison(cfg: CfgNode, tested: str, ap: float) -> list[str]:
-    """How far the student got from the baseline to the teacher, by its AP on one data set."""
+    """Returns lines that place the student's AP on one data set between the baseline's and the teacher's."""
     if not cfg.DISTILL.ENABLED:
         return []
     teacher = last_ap(os.path.join(cfg.OUTPUT_DIR, "teacher"), tested)  # of an --eval-teacher
@@ -71,7 +71,7 @@ def comparison(cfg: CfgNode, tested: str, ap: float) -> list[str]:
 
 
 def last_ap(folder: str, tested: str) -> float | None:
-    """Box AP of a run's last evaluation on a data set, from its metrics.json; None where there is none."""
+    """Returns the box AP of a run's last evaluation on a data set, None if its files do not tell it."""
     try:
         with PathManager.open(os.path.join(folder, "config.yaml")) as f:
             names = list(yaml.safe_load(f)["DATASETS"]["TEST"])
