@@ -28,6 +28,7 @@ from tabulate import tabulate  # noqa: E402
 from mgd_det.config import load_config, student_config  # noqa: E402
 from mgd_det.modeling.teacher import TeacherSpec  # noqa: E402
 
+FLOOR = "stock and the teacher's load"
 UNTIL_FIRST_ITERATION = """
 import os, runpy, sys
 from detectron2.engine import TrainerBase
@@ -37,31 +38,23 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 STOCK = """
 import sys
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import DefaultTrainer, default_setup
+from detectron2.modeling import build_model
 
-config, name, annotations, images = sys.argv[1:]
+name, annotations, images, *configs = sys.argv[1:]
 register_coco_instances(name, {}, annotations, images)
-cfg = get_cfg()
-cfg.merge_from_file(config)
+cfg, teacher = get_cfg(), get_cfg()
+cfg.merge_from_file(configs[0])
 default_setup(cfg, None)
 trainer = DefaultTrainer(cfg)
 trainer.resume_or_load(resume=False)
+if configs[1:]:
+    teacher.merge_from_file(configs[1])
+    DetectionCheckpointer(build_model(teacher)).load(teacher.MODEL.WEIGHTS)
 trainer.train()
-"""
-TEACHER = """
-import os, sys, time
-from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import get_cfg
-from detectron2.engine import DefaultTrainer
-from detectron2.modeling import build_model
-
-cfg = get_cfg()
-cfg.merge_from_file(sys.argv[1])
-start, cpu = time.perf_counter(), time.process_time()
-DetectionCheckpointer(build_model(cfg)).load(cfg.MODEL.WEIGHTS)
-print(time.perf_counter() - start, time.process_time() - cpu)
 """
 
 
@@ -74,33 +67,24 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         stock, teacher, distilled = prepare(Path(folder), args.config_file)
-        seconds: dict[str, list[tuple[float, float]]] = {}
-        for _ in range(args.runs):
-            seconds.setdefault("stock", []).append(start(ROOT, *stock))
-            loading = [sys.executable, "-c", TEACHER, teacher]
-            found = subprocess.run(loading, check=True, capture_output=True, text=True).stdout.split()[-2:]
-            seconds.setdefault("teacher's load", []).append((float(found[0]), float(found[1])))
-            for checkout in args.checkouts:
-                timed = start(checkout, str(checkout / "tools/train_net.py"), *distilled)
-                seconds.setdefault(str(checkout), []).append(timed)
-    floor = [
-        statistics.median(kind) for kind in zip(*map(sum_pairs, seconds["stock"], seconds["teacher's load"]))
-    ]
+        starts = {"stock": (ROOT, stock), FLOOR: (ROOT, [*stock, teacher])}
+        for checkout in args.checkouts:
+            starts[str(checkout)] = (checkout, [str(checkout / "tools/train_net.py"), *distilled])
+        runs = [{name: start(*how) for name, how in starts.items()} for _ in range(args.runs)]
     rows = []
-    for name, pairs in seconds.items():
-        wall, cpu = ([*kind] for kind in zip(*pairs))
-        medians = statistics.median(wall), statistics.median(cpu)
-        ratios = [f"{median / least:.2f}" for median, least in zip(medians, floor)]
-        rows.append(
-            [name, f"{medians[0]:.2f}", f"{min(wall):.2f} - {max(wall):.2f}", f"{medians[1]:.2f}", *ratios]
-        )
-    heads = ["start", "median s", "range", "CPU s", "of stock + teacher", "the same, CPU"]
-    print(tabulate(rows, heads, disable_numparse=True))
-
-
-def sum_pairs(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
-    """Returns the sums of wall-clock and of CPU seconds."""
-    return a[0] + b[0], a[1] + b[1]
+    for name in starts:
+        cells = [name]
+        for kind in (0, 1):
+            seconds, floor = ([run[of][kind] for run in runs] for of in (name, FLOOR))
+            ratio = statistics.median(seconds) / statistics.median(floor)
+            cells += [
+                f"{statistics.median(seconds):.2f}",
+                f"{min(seconds):.2f} - {max(seconds):.2f}",
+                f"{ratio:.2f}",
+            ]
+        rows.append(cells)
+    heads = [f"{kind}{what}" for kind in ("", "CPU ") for what in ("seconds", "range", "ratio")]
+    print(tabulate(rows, ["medians", *heads], disable_numparse=True))
 
 
 def prepare(folder: Path, config_file: str) -> tuple[list[str], str, list[str]]:
@@ -121,11 +105,11 @@ def prepare(folder: Path, config_file: str) -> tuple[list[str], str, list[str]]:
     (folder / "stock.py").write_text(STOCK)
     for name, written in (("student", student), ("teacher", teacher), ("distilled", cfg)):
         (folder / f"{name}.yaml").write_text(written.dump())
-    stock = [f"{folder}/stock.py", f"{folder}/student.yaml", *register]
+    stock = [f"{folder}/stock.py", *register, f"{folder}/student.yaml"]
     return stock, f"{folder}/teacher.yaml", ["--config-file", f"{folder}/distilled.yaml", "--num-gpus", "0"]
 
 
-def start(checkout: Path, *command: str) -> tuple[float, float]:
+def start(checkout: Path, command: Sequence[str]) -> tuple[float, float]:
     """Returns the wall-clock and CPU seconds of a script until its first iteration."""
     begin = time.perf_counter()
     process = subprocess.Popen(

@@ -192,6 +192,7 @@ class ReportingCheckpointer(DetectionCheckpointer):
             with self.path_manager.open(path, "wb") as f:
                 write(f)
             return
+        os.makedirs(os.path.dirname(path), exist_ok=True)
         aside = f"{path}.partial"
         with open(aside, "wb") as f:
             write(f)

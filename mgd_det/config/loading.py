@@ -44,6 +44,11 @@ def load_config(
         raise ConfigError(key, path, reason, _remedy(reason, "Correct the file.")) from error
     if device:
         cfg.MODEL.DEVICE = device
+    _merge_overrides(cfg, opts, opts_key)
+    return cfg
+
+
+def _merge_overrides(cfg: CfgNode, opts: Sequence[object], opts_key: str) -> None:
     if any(str(option).startswith("--") for option in opts):
         raise ConfigError(opts_key, list(opts), "a flag among the keys", "Give --flags before the first KEY.")
     if len(opts) % 2:
@@ -56,7 +61,6 @@ def load_config(
             near = difflib.get_close_matches(str(pair[0]), _keys(cfg), n=1)
             hint = f"Did you mean {near[0]}?" if near and pair[0] != near[0] else "Correct it."
             raise ConfigError(opts_key, list(pair), reason, _remedy(reason, hint)) from error
-    return cfg
 
 
 def _reason(error: Exception) -> str:

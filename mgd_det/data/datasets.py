@@ -73,7 +73,6 @@ def check_datasets(
             size than it says, no boxes to train on, more classes than the model, or others than the
             first set.
     """
-    registered = {entry[0] for entry in cfg.DATASETS.REGISTER}
     if training and not cfg.DATASETS.TRAIN:
         raise ConfigError("DATASETS.TRAIN", (), "no training set is named", "Name at least one.")
     if (teacher or not training) and not cfg.DATASETS.TEST:
@@ -82,25 +81,28 @@ def check_datasets(
     uses += [("DATASETS.TEST", name) for name in cfg.DATASETS.TEST]
     first: tuple[str, Sequence[str]] = ("", ())
     for key, name in uses:
-        if name not in DatasetCatalog:
-            raise ConfigError(
-                key,
-                name,
-                "no data set of that name is registered",
-                f"List it in {REGISTER_KEY}, or register it with Detectron2 before.",
-            )
-        metadata = MetadataCatalog.get(name)
-        _check_files(key, name, metadata, registered=name in registered)
-        if name in registered:
-            classes = check_coco(cfg, key, name, metadata)
-        else:  # built-in sets are large, and say what their classes are
-            classes = list(metadata.get("thing_classes") or ())
+        classes = _check_set(cfg, key, name)
         if student:
             _check_class_count(cfg, key, name, len(classes), of_teacher=False)
         if teacher and key == "DATASETS.TEST":
             _check_class_count(teacher, key, name, len(classes), of_teacher=True)
         first = first if first[1] else (name, classes)
         _check_same_classes(key, name, classes, *first)
+
+
+def _check_set(cfg: CfgNode, key: str, name: str) -> list[str]:
+    """Check one set; returns its classes, none if they are not known."""
+    if name not in DatasetCatalog:
+        problem = "no data set of that name is registered"
+        remedy = f"List it in {REGISTER_KEY}, or register it with Detectron2 before."
+        raise ConfigError(key, name, problem, remedy)
+    metadata = MetadataCatalog.get(name)
+    registered = any(name == entry[0] for entry in cfg.DATASETS.REGISTER)
+    _check_files(key, name, metadata, registered=registered)
+    if registered:
+        return check_coco(cfg, key, name, metadata)
+    # Built-in sets are large, and say what their classes are.
+    return list(metadata.get("thing_classes") or ())
 
 
 def _check_files(key: str, name: str, metadata: Metadata, *, registered: bool) -> None:

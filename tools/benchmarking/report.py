@@ -49,6 +49,8 @@ machine and say little about others.
   student's features. They are compared with a copy of the teacher's features as well.
 - **Peak memory** is the minimum of several processes for each kind of step. On the CPU, the memory that a
   process holds before it builds anything is left out.
+- **The start**, from the command to the first iteration, is what `tools/benchmark_start.py` measures, beside
+  stock Detectron2's start on the same student and its loading of the teacher.
 - **Matching** takes a share of the training time. With `pass` it is the time of extra images through both
   networks; with `online`, that of statistics from the features of every N-th step, after a first pass.
   Solving is counted in both cases, reading the images of a pass is not. For its matching, the reference
