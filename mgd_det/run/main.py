@@ -12,7 +12,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 
-from mgd_det.config import load_config
 from mgd_det.data.datasets import register_datasets
 from mgd_det.errors import ConfigError
 
@@ -47,9 +46,7 @@ def main(args: Namespace) -> None:
     that are not finite end it with one line and exit code 1.
     """
     with one_line_errors():
-        cfg = load_config(args.config_file, args.opts, device="" if args.num_gpus else "cpu")
-        register_datasets(cfg)
-        preflight(cfg, args)
+        cfg = preflight(args)
     launch(run_process, cfg, args)
 
 

@@ -13,8 +13,8 @@ import torch
 from detectron2.config import CfgNode
 
 from mgd_det.checkpoint.checkpointer import last_checkpoint
-from mgd_det.config import DISTILLER, check_values, uses_teacher
-from mgd_det.data.datasets import check_datasets
+from mgd_det.config import DISTILLER, check_values, load_config, uses_teacher
+from mgd_det.data.datasets import check_datasets, register_datasets
 from mgd_det.errors import ConfigError
 
 from .evaluation import teacher_test_config
@@ -22,18 +22,22 @@ from .launch import under_torchrun, world_size
 from .summary import last_ap
 
 
-def preflight(cfg: CfgNode, args: Namespace) -> None:
-    """Check what a command asks for.
+def preflight(args: Namespace) -> CfgNode:
+    """Read a command's config, register its data sets, and check what it asks for.
 
     Args:
-        cfg: its config, whose data sets have been registered.
-        args: its parsed arguments.
+        args: the parsed arguments.
+
+    Returns:
+        The config.
 
     Raises:
         ConfigError: for the first thing that would stop the run.
     """
-    training = not (args.eval_only or args.eval_teacher)
     check_launch(args)
+    cfg = load_config(args.config_file, args.opts, device="" if args.num_gpus else "cpu")
+    register_datasets(cfg)
+    training = not (args.eval_only or args.eval_teacher)
     check_values(cfg, world_size(args))
     if training:
         check_architecture(cfg)
@@ -51,6 +55,7 @@ def preflight(cfg: CfgNode, args: Namespace) -> None:
         student=not args.eval_teacher,
         teacher=teacher_test_config(cfg) if tests_teacher else None,
     )
+    return cfg
 
 
 def check_launch(args: Namespace) -> None:

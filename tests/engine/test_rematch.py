@@ -269,7 +269,7 @@ def test_a_worker_forked_by_a_dying_process_ends(mgd_cfg):
 @pytest.mark.parametrize(
     ("opts", "match"),
     [
-        (["DISTILL.MATCHING.MODE", "sometimes"], r"MATCHING\.MODE = 'sometimes'.*\"online\""),
+        (["DISTILL.MATCHING.MODE", "sometimes"], r"MATCHING\.MODE = 'sometimes'.*'online'"),
         (["DISTILL.EXPERIMENT.ONLINE_DECAY", 1.5], r"ONLINE_DECAY = 1\.5"),
         (["DISTILL.MATCHING.ONLINE_EVERY", 0], r"ONLINE_EVERY = 0"),
         (["DISTILL.SCHEDULE.WARMUP_ITERS", -1], r"WARMUP_ITERS = -1"),
