@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,9 +24,12 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mgd_det.checkpoint.checkpointer import trainer_state
+from mgd_det.detectron2_compat import ScalarHistory, restore_scalars, saved_scalars
 from mgd_det.distributed import unwrapped
 from mgd_det.errors import ConfigError
 from mgd_det.rng import isolated_rng
+
+from .state_keys import EXACT_RESUME_STATE
 
 logger = logging.getLogger("detectron2." + __name__)
 
@@ -49,7 +52,7 @@ def resolve_seed(cfg: CfgNode, *, resume: bool) -> None:
         return
     drawn = comm.shared_random_seed()
     hooks = trainer_state(cfg, resume=resume).get("hooks", {})
-    cfg.SEED = hooks.get(ExactResumeHook.__name__, {}).get("seed", drawn)
+    cfg.SEED = hooks.get(EXACT_RESUME_STATE, {}).get("seed", drawn)
 
 
 def check_sampler(cfg: CfgNode) -> None:
@@ -170,25 +173,20 @@ class ExactResumeHook(HookBase):
         cfg: the run's config, its SEED resolved.
     """
 
+    __qualname__ = EXACT_RESUME_STATE
+
     def __init__(self, cfg: CfgNode) -> None:
         self.seed, self.period = cfg.SEED, cfg.SOLVER.CHECKPOINT_PERIOD
         self.metrics_file = os.path.join(cfg.OUTPUT_DIR, "metrics.json")
         self._normalizers: list[dict[str, float]] = []  # of every process, at the last checkpoint
-        self._scalars: dict[str, Any] = {}
+        self._scalars: Mapping[str, ScalarHistory] = {}
         # Lines of the metrics file at the last checkpoint. Earlier runs may have written to it, too.
         self._metrics_lines = 0
 
     def before_train(self) -> None:
         start = self.trainer.start_iter
         last_written = start // WRITE_PERIOD * WRITE_PERIOD - 1
-        storage = self.trainer.storage
-        for name, state in self._scalars.items():
-            history = storage._history[name]
-            history._data = [tuple(pair) for pair in state["data"]]
-            history._count, history._global_avg = state["count"], state["average"]
-            storage._smoothing_hints[name] = state["smoothed"]
-            if state["data"][-1][1] > last_written:  # logged, and waiting to be written
-                storage._latest_scalars[name] = tuple(state["data"][-1])
+        restore_scalars(self.trainer.storage, self._scalars, last_written)
         if self.trainer.resuming and comm.is_main_process():
             self._forget_metrics_after(last_written)
 
@@ -222,16 +220,6 @@ class ExactResumeHook(HookBase):
         os.truncate(self.metrics_file, sum(map(len, kept)))
 
     def state_dict(self) -> dict[str, Any]:
-        storage = self.trainer.storage
-        scalars = {
-            name: {
-                "data": [list(pair) for pair in history.values()[-HISTORY:]],
-                "count": history._count,
-                "average": history._global_avg,
-                "smoothed": storage.smoothing_hints()[name],
-            }
-            for name, history in storage.histories().items()
-        }
         lines = 0
         if os.path.isfile(self.metrics_file):
             with open(self.metrics_file, "rb") as f:
@@ -239,7 +227,7 @@ class ExactResumeHook(HookBase):
         return {
             "seed": self.seed,
             "normalizers": self._normalizers,
-            "scalars": scalars,
+            "scalars": saved_scalars(self.trainer.storage, HISTORY),
             "metrics_lines": lines,
         }
 

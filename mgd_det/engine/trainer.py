@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, SimpleTrainer, TrainerBase
-from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
 from torch import nn
 
 from mgd_det.checkpoint.checkpointer import ReportingCheckpointer
 from mgd_det.config import DTYPES, uses_teacher
+from mgd_det.detectron2_compat import wrap_in_ddp
 from mgd_det.distributed import unwrapped
 from mgd_det.errors import ConfigError
 from mgd_det.modeling.taps import last_norms
@@ -44,11 +44,10 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
-        on_cpu = {"device_ids": None} if torch.device(cfg.MODEL.DEVICE).type == "cpu" else {}
-        model = create_ddp_model(model, broadcast_buffers=False, **on_cpu)
+        device = torch.device(cfg.MODEL.DEVICE)
+        model = wrap_in_ddp(model, device)
         if cfg.SOLVER.AMP.ENABLED:
             dtype = DTYPES[cfg.SOLVER.AMP.DTYPE]
-            device = torch.device(cfg.MODEL.DEVICE)
             self._trainer = MixedPrecisionTrainer(model, data_loader, optimizer, device=device, dtype=dtype)
         else:
             self._trainer = SimpleTrainer(model, data_loader, optimizer)

@@ -16,7 +16,7 @@ from mgd_det.methods import PREDICTIONS, AssignmentControl, Method, TapInfo, fin
 from mgd_det.methods.settings import unknown
 from mgd_det.rng import isolated_rng
 
-from .taps import inspect_taps, sides
+from .taps import inspect_taps, student_and_teacher_names
 from .teacher import CONFIG_KEY, Teacher, TeacherSpec
 
 ARCHITECTURE_KEY = "DISTILL.STUDENT_ARCHITECTURE"
@@ -114,19 +114,19 @@ def _control(cfg: CfgNode) -> AssignmentControl:
 def inspect_student(student: nn.Module, taps: Sequence[str], key: str) -> dict[str, TapInfo]:
     """What is known of taps in the student; a ConfigError where it lacks one."""
     try:
-        found = inspect_taps(student, [sides(tap)[0] for tap in taps])
+        found = inspect_taps(student, [student_and_teacher_names(tap)[0] for tap in taps])
     except UnknownTap as error:
         problem = f"the student has not all of the taps {list(taps)}: {error}"
         raise ConfigError(
             key, list(taps), problem, "Name taps that it has, or choose other methods."
         ) from error
-    return {tap: found[sides(tap)[0]] for tap in taps}
+    return {tap: found[student_and_teacher_names(tap)[0]] for tap in taps}
 
 
 def inspect_teacher(teacher: nn.Module, taps: Sequence[str], config_file: str) -> dict[str, TapInfo]:
     """What is known of taps in the teacher; a ConfigError where it lacks one."""
     try:
-        found = inspect_taps(teacher, [sides(tap)[1] for tap in taps])
+        found = inspect_taps(teacher, [student_and_teacher_names(tap)[1] for tap in taps])
     except UnknownTap as error:
         raise ConfigError(
             CONFIG_KEY,
@@ -134,7 +134,7 @@ def inspect_teacher(teacher: nn.Module, taps: Sequence[str], config_file: str) -
             f"this teacher lacks one of the taps {list(taps)}: {error}",
             "Name taps that both networks have in DISTILL.<METHOD>.TAPS, or choose other methods.",
         ) from error
-    return {tap: found[sides(tap)[1]] for tap in taps}
+    return {tap: found[student_and_teacher_names(tap)[1]] for tap in taps}
 
 
 def check_taps(

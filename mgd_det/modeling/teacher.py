@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from mgd_det.checkpoint.checkpointer import ReportingCheckpointer
 from mgd_det.config import DTYPES, load_config, student_config
 from mgd_det.config.lazy import build_lazy, image_format, is_lazy, lazy_student, load_lazy
+from mgd_det.detectron2_compat import apply_to_tensors, undo_compile
 from mgd_det.errors import ConfigError, explained
 from mgd_det.rng import isolated_rng
 
 from .heads import find_head
-from .taps import capture, split
-from .teacher_compile import compile_between, undo_compile
+from .taps import backbone_and_head_taps, capture
+from .teacher_compile import compile_between
 
 logger = logging.getLogger("detectron2." + __name__)
 
@@ -209,7 +210,7 @@ class Teacher:
 
     def follow(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Follow the student's `.to()`, `.cuda()`, `.half()` ..."""
-        self.model._apply(fn)
+        apply_to_tensors(self.model, fn)
 
     def pixels(self, images: Sequence[Tensor], image_format: str) -> Tensor:
         """(N, C, H, W): the images as the network sees them, in its channel order, normalised, padded."""
@@ -234,7 +235,7 @@ class Teacher:
             `heads.py` says.
         """
         pixels = self.pixels(images, image_format).contiguous(memory_format=self.memory_format)
-        names, head_names = split(names)
+        names, head_names = backbone_and_head_taps(names)
         with self._autocast(pixels.device.type):
             features, outputs = self._run_backbone(pixels, names, stop=not head_names)
             if head_names:

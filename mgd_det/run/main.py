@@ -21,9 +21,11 @@ from mgd_det.checkpoint.checkpointer import ReportingCheckpointer, trainer_state
 from mgd_det.config import DISTILLER, load_config, student_config, uses_teacher
 from mgd_det.config.lazy import lazy_student, load_lazy, save_lazy
 from mgd_det.data.datasets import check_datasets, register_datasets
+from mgd_det.detectron2_compat import last_eval_results
 from mgd_det.engine.exact_resume import check_sampler, resolve_seed
 from mgd_det.engine.optimizer import check_resumed_optimizer
 from mgd_det.engine.rematch import RematchHook
+from mgd_det.engine.state_keys import MATCHING_STATE
 from mgd_det.engine.trainer import Trainer, check_solver
 from mgd_det.errors import RESUME_REMEDY, ConfigError
 from mgd_det.modeling.teacher import TeacherSpec
@@ -185,7 +187,7 @@ def run(args: Any) -> None:
         trainer.resume_or_load(resume=args.resume)
         trainer.train()
         if comm.is_main_process():
-            results = getattr(trainer, "_last_eval_results", None)
+            results = last_eval_results(trainer)
             logger.info(summary(cfg, results, time.monotonic() - start))
 
 
@@ -232,12 +234,12 @@ def check_models(cfg: CfgNode, args: Any) -> None:
                 ).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
                 if uses_teacher(cfg):
                     RematchHook(cfg)
-                    if RematchHook.__name__ in hooks:
-                        model.load_distill_state(hooks[RematchHook.__name__])
+                    if MATCHING_STATE in hooks:
+                        model.load_distill_state(hooks[MATCHING_STATE])
                     model.prepare()
                     model.inherit()
                 teaches = uses_teacher(cfg) and bool(cfg.DISTILL.METHODS)
-                other_way_round = hooks and (RematchHook.__name__ in hooks) != teaches
+                other_way_round = hooks and (MATCHING_STATE in hooks) != teaches
                 if other_way_round and not cfg.DISTILL.RESUME_FRESH:
                     raise ConfigError(
                         "DISTILL.ENABLED",

@@ -16,6 +16,7 @@ from mgd_det.config import student_config
 from mgd_det.data.matching_images import MatchingImages
 from mgd_det.engine.schedules import UpdateSchedule
 from mgd_det.errors import ConfigError
+from mgd_det.modeling.step_plan import StepPlan
 
 
 def due(schedule: UpdateSchedule, last: int) -> list[int]:
@@ -24,7 +25,7 @@ def due(schedule: UpdateSchedule, last: int) -> list[int]:
 
 def test_default_schedule_over_a_coco_run(mgd_cfg):
     mgd_cfg.DISTILL.MATCHING.PERIOD = 5000
-    schedule = RematchHook(mgd_cfg).updates
+    schedule = UpdateSchedule.from_config(mgd_cfg)
     assert due(schedule, 90000) == [0, 5000, 10000, 15000, 30000, 45000, 60000, 75000, 90000]
 
 
@@ -212,7 +213,7 @@ def test_losses_rise_fall_and_stop(mgd_cfg):
 
 def test_stopped_losses_reach_every_parameter_and_leave_the_teacher_alone(mgd_cfg, labelled):
     model = build_model(mgd_cfg)
-    model.loss_factor = 0.0
+    model.plan_step(StepPlan(loss_factor=0.0))
     with EventStorage():
         sum(model(labelled).values()).backward()
     assert model.teacher is None

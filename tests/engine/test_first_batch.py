@@ -9,7 +9,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from mgd_det.modeling.first_batch import added_cost, constant_channels, pixel_difference
+from mgd_det.engine.first_batch import added_cost, constant_channels, pixel_difference, watch_next_batch
 
 
 @pytest.fixture
@@ -32,9 +32,11 @@ class Records(logging.Handler):
 @pytest.fixture
 def logged(detector, labelled):
     """Run one training step; what has been logged so far, by level."""
-    handler, logger = Records(), logging.getLogger("detectron2.mgd_det.modeling.first_batch")
+    handler, logger = Records(), logging.getLogger("detectron2.mgd_det.engine.first_batch")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+
+    watch_next_batch(detector)
 
     def run() -> dict[str, list[str]]:
         with EventStorage():
@@ -81,7 +83,7 @@ def test_channel_order_and_normalisation_are_undone(student, teacher, mgd_cfg, i
     ]
     detector = build_model(mgd_cfg)
     detector.prepare()
-    assert pixel_difference(detector, [x["image"] for x in images]) < 1e-3
+    assert pixel_difference(detector, detector.teacher, [x["image"] for x in images]) < 1e-3
 
 
 def test_a_student_that_sees_other_pixels_is_told(detector, logged, monkeypatch):
@@ -121,6 +123,7 @@ def test_looking_moves_no_state(detector, labelled):
     state = detector.distill_state()["mgd"]["_extra_state"]["step"]
     torch.manual_seed(3)
     streams = torch.get_rng_state()
+    watch_next_batch(detector)
     with EventStorage():
         detector(labelled)
     assert detector.distill_state()["mgd"]["_extra_state"]["step"] == state + 1
@@ -132,5 +135,6 @@ def test_a_first_batch_without_gradients_is_no_error(mgd_cfg, labelled):
     """Losses that have no parameters of their own then have no graph."""
     mgd_cfg.DISTILL.METHODS = ["logits"]
     detector = build_model(mgd_cfg)
+    watch_next_batch(detector)
     with torch.no_grad(), EventStorage():
         assert "loss_logits_cls" in detector(labelled)
