@@ -1,4 +1,7 @@
-"""Reaches into private parts of Detectron2, fvcore and torch, each with its reason."""
+"""Reaches into private parts of Detectron2, fvcore and torch, each with its reason.
+
+Subclasses that override or call protected members of their own base class do so in their own modules.
+"""
 
 from __future__ import annotations
 

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 # One dict for each image: "image" (C, H, W), and in training "instances".
 BatchedInputs = list[dict[str, Any]]
 
+# A state dict: tensors and plain values, under names.
+State = dict[str, Any]
+
 
 class ImageList:
     """The part of `detectron2.structures.ImageList` that this package reads."""

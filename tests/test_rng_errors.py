@@ -111,13 +111,17 @@ class TestConfigError:
         assert str(again) == str(self.error())
 
 
-MATHS = ["errors", "losses", "margins", "matching", "norms", "reducers", "rng", "statistics"]
+MODULES = [
+    *("errors", "rng", "distributed", "methods", "losses", "margins", "matching", "reducers"),
+    *("maths.norms", "maths.matching_statistics"),
+]
 
 
-def test_the_maths_imports_no_detectron2() -> None:
+def test_maths_and_methods_import_no_detectron2() -> None:
     code = (
         "import importlib, sys\n"
-        f"for name in {MATHS!r}:\n"
+        "import mgd_det\n"
+        f"for name in {MODULES!r}:\n"
         "    importlib.import_module('mgd_det.' + name)\n"
         "import mgd_det\n"
         "mgd_det.losses, mgd_det.margins, mgd_det.matching, mgd_det.reducers\n"

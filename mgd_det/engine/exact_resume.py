@@ -1,7 +1,7 @@
-"""Exact resume: every random choice a function of the seed and of where it is made, so that there is no
-stream to save. An interrupted run, resumed, then equals one that was not, bit for bit on a CPU.
+"""Exact resume: every random choice is a function of the seed and of where it is made.
 
-It takes the place of Detectron2's own data loading, whose order starts afresh on every resume.
+There is no random stream to save, and a run that was interrupted and resumed equals one that was not, bit for
+bit on a CPU. This replaces Detectron2's own data loading, whose order starts afresh on every resume.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import logging
 import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,10 +20,12 @@ from detectron2.data import DatasetMapper, get_detection_dataset_dicts
 from detectron2.data.build import trivial_batch_collator
 from detectron2.engine import HookBase
 from detectron2.utils import comm
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mgd_det.checkpoint.checkpointer import trainer_state
 from mgd_det.detectron2_compat import ScalarHistory, restore_scalars, saved_scalars
+from mgd_det.detectron2_types import BatchedInputs, State
 from mgd_det.distributed import unwrapped
 from mgd_det.errors import ConfigError
 from mgd_det.rng import isolated_rng
@@ -56,7 +57,7 @@ def resolve_seed(cfg: CfgNode, *, resume: bool) -> None:
 
 
 def check_sampler(cfg: CfgNode) -> None:
-    """Refuse, with a ConfigError, a sampler whose order is not ours to repeat."""
+    """Refuse, with a ConfigError, a sampler whose order cannot be repeated here."""
     if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
         raise ConfigError(
             "DATALOADER.SAMPLER_TRAIN",
@@ -74,18 +75,18 @@ def check_seed(cfg: CfgNode) -> None:
 
 
 class SampleOrder(Sampler):
-    """Batches of (position, index) without end: the same shuffle of the data, epoch after epoch.
+    """Yields batches of (position, index) without end, one shuffle of the data after the other.
 
     Position p of the run's samples belongs to process p % world_size. With `landscape`, a batch holds
-    images of one orientation; those that wait for their batch to fill are found again by replaying
-    the order from its beginning, which costs a second for a million positions.
+    images of one orientation. Those that wait for their batch to fill are found again by replaying the order
+    from its beginning, which takes a second for a million positions.
 
     Args:
         size: number of images.
-        batch_size: of this process.
-        seed: of the shuffle.
-        landscape: for each image, whether it is wider than high; None: orientation does not matter.
-        start: batches to leave out.
+        batch_size: images in a batch of this process.
+        seed: seeds the shuffles.
+        landscape: True for each image that is wider than high; None: orientation does not matter.
+        start: number of batches to leave out.
     """
 
     def __init__(
@@ -120,20 +121,22 @@ class SampleOrder(Sampler):
 
 
 class _SeededImages(Dataset):
-    """(position, index) -> the mapped image, its augmentation drawn from (seed, position)."""
+    """Maps (position, index) to an image whose augmentation is drawn from (seed, position)."""
 
-    def __init__(self, dicts: list[dict[str, Any]], mapper: Any, seed: int) -> None:
+    def __init__(self, dicts: BatchedInputs, mapper: DatasetMapper, seed: int) -> None:
         self.dicts, self.mapper, self.seed = dicts, mapper, seed
 
     def __len__(self) -> int:
         return len(self.dicts)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, object]:
         position, index = key
         with isolated_rng():
             for retry in range(_RETRIES):
                 seed_all(self.seed, position, retry)
-                image = self.mapper(copy.deepcopy(self.dicts[(index + retry) % len(self.dicts)]))
+                image: dict[str, object] | None = self.mapper(
+                    copy.deepcopy(self.dicts[(index + retry) % len(self.dicts)])
+                )
                 if image is not None:
                     return image
         raise RuntimeError(f"the mapper rejected {_RETRIES} images in a row, from number {index} on")
@@ -151,7 +154,7 @@ class ExactLoader:
         grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
         self.landscape = [d["width"] > d["height"] for d in dicts] if grouped else None
 
-    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+    def __iter__(self) -> Iterator[BatchedInputs]:
         batch_size = self.cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
         order = SampleOrder(len(self.images), batch_size, self.cfg.SEED, self.landscape, self.start)
         yield from DataLoader(
@@ -166,8 +169,8 @@ class ExactLoader:
 class ExactResumeHook(HookBase):
     """Seeds every iteration, and carries what stock Detectron2 forgets through checkpoints.
 
-    That is RetinaNet's and FCOS's `loss_normalizer`, a Python number of each process, and the histories
-    of logged scalars, which their smoothing needs.
+    These are the `loss_normalizer` of RetinaNet and FCOS, a Python number of each process, and the histories
+    of logged scalars, which are needed to smooth them.
 
     Args:
         cfg: the run's config, its SEED resolved.
@@ -198,12 +201,14 @@ class ExactResumeHook(HookBase):
         if iteration % self.period == 0 or iteration >= self.trainer.max_iter:
             self._normalizers = comm.all_gather(self._own_normalizers())
 
-    def _modules(self) -> dict[str, Any]:
+    def _modules(self) -> dict[str, nn.Module]:
         return dict(unwrapped(self.trainer.model).named_modules())
 
     def _own_normalizers(self) -> dict[str, float]:
         return {
-            n: float(m.loss_normalizer) for n, m in self._modules().items() if "loss_normalizer" in vars(m)
+            name: float(vars(module)["loss_normalizer"])
+            for name, module in self._modules().items()
+            if "loss_normalizer" in vars(module)
         }
 
     def _forget_metrics_after(self, iteration: int) -> None:
@@ -219,7 +224,7 @@ class ExactResumeHook(HookBase):
             kept.append(line)
         os.truncate(self.metrics_file, sum(map(len, kept)))
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         lines = 0
         if os.path.isfile(self.metrics_file):
             with open(self.metrics_file, "rb") as f:
@@ -231,7 +236,7 @@ class ExactResumeHook(HookBase):
             "metrics_lines": lines,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         self._scalars, self._metrics_lines = state["scalars"], state.get("metrics_lines", 0)
         saved = state["normalizers"]
         if len(saved) != comm.get_world_size():

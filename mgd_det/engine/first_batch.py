@@ -23,12 +23,12 @@ from mgd_det.rng import isolated_rng
 
 logger = logging.getLogger("detectron2." + __name__)
 
-GREY_LEVELS = 1.0  # mean difference, of pixels of 0 .. 255, from which on images count as different
+GREY_LEVELS = 1.0  # images count as different from this mean difference on, of pixels from 0 to 255
 TRIALS = 2
 
 
 class AddedCost(NamedTuple):
-    """What distilling adds to a training step on one process."""
+    """Time and memory that distilling adds to a training step on one process."""
 
     seconds: float  # teacher, losses, and their gradients at the student's taps
     teacher_bytes: int  # its weights
@@ -119,7 +119,7 @@ def look_at_batch(
 
 def _warn_of_constant_channels(features: Features) -> None:
     for tap, maps in features.items():
-        if not isinstance(maps, TapFeatures):  # of a head, which sees what the backbone gives
+        if not isinstance(maps, TapFeatures):  # a head is as constant as the backbone before it
             continue
         channels, constant = maps.teacher.shape[1], constant_channels(maps.teacher)
         if 2 * constant > channels:
@@ -183,16 +183,16 @@ def added_cost(pair: Callable[[], Features], methods: Mapping[str, Method], teac
     copies = [copy.deepcopy(method) for method in methods.values()]
     seconds = []
     with isolated_rng(), torch.enable_grad():
-        for _ in range(1 + TRIALS):  # the first one allocates
+        for _ in range(1 + TRIALS):  # the first pass allocates memory and is not timed
             start = _now()
             features = {tap: _detached(item) for tap, item in pair().items()}
             with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
                 losses = [loss for method in copies for loss in method(features).values()]
             total = torch.stack(losses).sum()
-            if total.requires_grad:  # not where the caller has switched gradients off
+            if total.requires_grad:  # False where the caller has switched gradients off
                 total.backward()
             seconds.append(_now() - start)
-            del features, losses  # a step holds them once
+            del features, losses  # a training step holds them only once
             if len(seconds) == 1:
                 kept_bytes = sum(kept.values())
     weights = [*teacher.parameters(), *teacher.buffers()]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from detectron2.config import CfgNode, configurable
 from detectron2.engine import HookBase, TrainerBase
 
+from mgd_det.detectron2_types import State
 from mgd_det.distributed import unwrapped
 from mgd_det.errors import ConfigError
 from mgd_det.modeling.detector import DistilledDetector
@@ -105,8 +104,8 @@ class RematchHook(HookBase):
         if self.plan(self.trainer.iter).collect_statistics:
             self.matching.absorb(self.detector)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return self.detector.distill_state()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         self.detector.load_distill_state(state)

@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple, TypeVar, Union
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from mgd_det.errors import RESUME_REMEDY, ConfigError
+from mgd_det.modules import ModuleWithProperties
 
 if TYPE_CHECKING:
     from yacs.config import CfgNode
@@ -80,7 +81,7 @@ def predictions_in(features: Features) -> PredictionPair:
 
 
 class BoxMeaning(NamedTuple):
-    """How a head's box outputs are to be read; where two heads' are equal, their outputs compare."""
+    """Conventions of a head's box outputs; outputs of two heads can be compared where these are equal."""
 
     coding: Mapping[str, object]  # parameters of the box transform
     anchors: Sequence[Sequence[Sequence[float]]] | None = None  # dense: (x0, y0, x1, y1) by level and cell
@@ -138,7 +139,7 @@ class AssignmentControl(NamedTuple):
     seed: int = 0  # of "random"
 
 
-class Method(nn.Module):
+class Method(ModuleWithProperties):
     """Base class. Subclasses define `from_config`, `forward`, `losses`, and the rest if they match channels.
 
     Learned parts (norms, adapters) are ordinary parameters of the module. Other values that must survive a
@@ -184,7 +185,7 @@ class Method(nn.Module):
         """Returns the key of a loss's weight in the config node; `LOSS_WEIGHTS` has one for each tap."""
         return "WEIGHT"
 
-    def get_extra_state(self) -> dict[str, Any]:
+    def get_extra_state(self) -> dict[str, object]:
         """Returns what must survive a resume beside the parameters: tensors and plain values."""
         return {"taps": list(self.taps)}
 

@@ -216,7 +216,7 @@ class MGD(Method):
 
     def solve(self) -> list[MatchReport]:
         solved = {tap: self._solve_tap(tap, self._statistics[tap]) for tap in self.taps}
-        # All taps or none: bad numbers at one leave the others' matching, too.
+        # Update all taps or none: where one fails, the others keep their matching.
         self._matchings.update({tap: matching for tap, (matching, _) in solved.items()})
         return [report for _, report in solved.values()]
 
@@ -239,7 +239,7 @@ class MGD(Method):
             margin = statistics.margin()
         else:
             margin = batch_norm_margin(*batch_norm)
-        # Seeded afresh, so that every process picks the same members.
+        # Seed afresh, so that every process picks the same members.
         random = {"generator": torch.Generator().manual_seed(0)} if self.reducer.random else {}
         pooled = self.reducer.margin(margin.cpu(), groups, **random)
         num_teacher = cost.shape[1]
@@ -272,7 +272,7 @@ class MGD(Method):
         key = np.random.SeedSequence((self._step, self.rank)).generate_state(1)
         return torch.Generator(device).manual_seed(int(key[0]))
 
-    def get_extra_state(self) -> dict[str, Any]:
+    def get_extra_state(self) -> dict[str, object]:
         matchings = {
             tap: matching.to(torch.device("cpu"))._asdict() for tap, matching in self._matchings.items()
         }

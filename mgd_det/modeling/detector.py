@@ -1,4 +1,4 @@
-"""The meta-architecture: a stock student with a teacher beside it while it trains."""
+"""The meta-architecture: a stock student, with a teacher beside it while it trains."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from typing import Any, Callable, cast
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from mgd_det.detectron2_types import BatchedInputs, Detector
+from mgd_det.detectron2_types import BatchedInputs, Detector, State
 from mgd_det.distributed import keep_own_share
 from mgd_det.errors import RESUME_REMEDY, ConfigError
 from mgd_det.maths.gradient_ratios import GradientPoint, GradientRatios
 from mgd_det.methods import HEAD_TAPS, Features, FeaturesOfTap, LossInfo, MatchReport, Method
+from mgd_det.modules import ModuleWithProperties
 from mgd_det.rng import isolated_rng
 
 from .build import build_methods, build_student, check_taps, inspect_student, inspect_teacher
@@ -32,7 +34,7 @@ from .teacher import Teacher, TeacherSpec
 logger = logging.getLogger("detectron2." + __name__)
 
 REVERSIBLE_FORMATS = ("RGB", "BGR")
-TEACHER_KEY = "teacher"  # of the state, beside the methods' names
+TEACHER_KEY = "teacher"  # key of the teacher's digest in the state, beside the methods' names
 
 # Attributes of the student that Detectron2's tools (test-time augmentation, exporters, predictors, training
 # visualisation) read on the model that they hold.
@@ -52,7 +54,7 @@ class NotMatchedError(RuntimeError):
 
 
 @META_ARCH_REGISTRY.register()
-class DistilledDetector(nn.Module):
+class DistilledDetector(ModuleWithProperties):
     """Trains a stock detector with the losses of distillation methods added to its own.
 
     In eval mode it is the student and nothing else. Its `state_dict` is the student's, so that every
@@ -160,10 +162,10 @@ class DistilledDetector(nn.Module):
         return self._plan
 
     def plan_step(self, plan: StepPlan) -> None:
-        """Set what the next training step does beside training the student.
+        """Set the plan of the next training step.
 
-        Its features and gradients are taken in the first forward pass alone; its factor holds until another
-        plan is set. Without any plan the factor is 1.
+        Features and gradients are taken in the first training forward pass alone; the factor holds until
+        another plan is set. A detector without a plan trains with the factor 1.
         """
         self._plan = plan
 
@@ -174,10 +176,10 @@ class DistilledDetector(nn.Module):
             Name of a loss that acts in the backbone -> norm of its gradient at its tap, over the norm of the
             task losses' gradient there. Empty where nothing was measured since the last call.
         """
-        gradients, self._gradients = self._gradients, None  # and with it the step's graph
+        gradients, self._gradients = self._gradients, None  # lets go of the step's graph
         return {} if gradients is None else gradients.ratios()
 
-    def forward(self, batched_inputs: BatchedInputs) -> Any:
+    def forward(self, batched_inputs: BatchedInputs) -> dict[str, Tensor] | list[dict[str, Instances]]:
         """Runs the student; in training the methods' losses join its own.
 
         Raises:
@@ -222,7 +224,7 @@ class DistilledDetector(nn.Module):
         if head_names:
             head = find_head(self.student).capture(head_names)
         with capture(self.student.backbone, names, points=points) as features, head as head_features:
-            yield ChainMap(features, cast("dict[str, Any]", head_features))
+            yield ChainMap(features, head_features)
 
     def pair(
         self, student: Captured, batched_inputs: BatchedInputs, taps: Sequence[str] | None = None
@@ -238,7 +240,7 @@ class DistilledDetector(nn.Module):
             Features by tap, as a method's `forward` takes them.
         """
         self.prepare()
-        assert self.teacher is not None  # only a detector without methods has none, and nothing to pair
+        assert self.teacher is not None  # only a detector without methods has no teacher
         taps = self.taps if taps is None else taps
         images = [x["image"] for x in batched_inputs]
         names = [student_and_teacher_names(tap)[1] for tap in taps]
@@ -327,21 +329,21 @@ class DistilledDetector(nn.Module):
         """Solve the matchings of all methods from the statistics that they have."""
         return [report for method in self.methods.values() for report in method.solve()]
 
-    def distill_state(self) -> dict[str, Any]:
+    def distill_state(self) -> State:
         """Returns the methods' state dicts by name, on the CPU, and the digest of their teacher."""
-        state: dict[str, Any] = {name: _to_cpu(method.state_dict()) for name, method in self.methods.items()}
+        state: State = {name: _to_cpu(method.state_dict()) for name, method in self.methods.items()}
         if self.teacher is not None:
             state[TEACHER_KEY] = self.teacher.digest
         return state
 
-    def load_distill_state(self, state: Mapping[str, Any]) -> None:
+    def load_distill_state(self, state: State) -> None:
         """Take up the state of an earlier run.
 
         Raises:
             ConfigError: that run had another teacher, other methods, taps or widths, and `resume_fresh` is
                 not set.
         """
-        self.prepare()  # a matching is to the channels of one teacher
+        self.prepare()  # a state is checked against the teacher
         state = dict(state)
         then, now = state.pop(TEACHER_KEY, None), None if self.teacher is None else self.teacher.digest
         another_teacher = bool(then and now and then != now)
@@ -361,7 +363,7 @@ class DistilledDetector(nn.Module):
             else:
                 self._load_method_state(name, method, state[name])
 
-    def _load_method_state(self, name: str, method: Method, state: Mapping[str, Any]) -> None:
+    def _load_method_state(self, name: str, method: Method, state: State) -> None:
         fresh = copy.deepcopy(method.state_dict())
         try:
             method.load_state_dict(state)
@@ -393,7 +395,7 @@ class DistilledDetector(nn.Module):
             )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DistilledDetector:
-        if self.teacher is not None:  # so that it follows `.to()`, `.cuda()` and `.half()`
+        if self.teacher is not None:  # it follows `.to()`, `.cuda()` and `.half()`
             self.teacher.follow(fn)
         return super()._apply(fn, recurse)
 
@@ -406,16 +408,13 @@ class DistilledDetector(nn.Module):
         return self.student.load_state_dict(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        if isinstance(getattr(type(self), name, None), property):
-            # An AttributeError inside a property ends up here; computing it again raises that very error.
-            return object.__getattribute__(self, name)
         # fvcore looks modules up by the names in the state dict, which are the student's.
         if name in FORWARDED or (name != "student" and name in dict(self.student.named_children())):
             return getattr(self.student, name)
         return super().__getattr__(name)
 
 
-def _to_cpu(value: Any) -> Any:
+def _to_cpu(value: object) -> object:
     if isinstance(value, Tensor):
         return value.detach().cpu()
     if isinstance(value, Mapping):

@@ -6,7 +6,7 @@ head, and the teacher's is run on the student's sampled proposals.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Callable, Union
 
@@ -41,9 +41,9 @@ BOX_CODING = ("weights", "scale_clamp", "normalize_by_size")  # attributes of De
 # Output of one forward pass by tap: (N, C, H, W) of the backbone. A dense head gives a list of these for
 # `HEAD`, and for `PREDICTIONS` lists by level of scores, boxes and, of FCOS, centerness. A box head gives
 # (R, C) for `HEAD`, (scores, boxes) for `PREDICTIONS`, and for `PROPOSALS` the (R, 4) boxes of each image.
-Captured = Mapping[str, Any]
+Captured = MutableMapping[str, Any]
 
-Hook = Callable[[nn.Module, "tuple[Any, ...]", Any], None]
+Hook = Callable[..., None]  # takes a module, its arguments and its output
 
 
 class DenseHead:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What a detector does in its next training step, beside training its student.
+    """Tasks of a detector in its next training step, beside training its student.
 
     Args:
         loss_factor: multiplies all distillation losses; with 0 the teacher is not run.

@@ -27,7 +27,7 @@ from .heads import find_head
 
 PROBE_SIZE = 256  # pixels; a multiple of every stride up to that of p7 and of res5
 
-# Takes a tap's features, and the network's own tensor that holds them or through which they pass on.
+# Takes a tap's features, and the tensor inside the network that holds them or passes them on.
 Emit = Callable[[Tensor, Tensor], None]
 
 

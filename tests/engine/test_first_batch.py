@@ -6,10 +6,19 @@ import logging
 
 import pytest
 import torch
+from detectron2.engine import DefaultTrainer
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from mgd_det.engine.first_batch import added_cost, constant_channels, pixel_difference, watch_next_batch
+from mgd_det import RematchHook, register_datasets
+from mgd_det.engine.first_batch import (
+    FirstBatchHook,
+    added_cost,
+    constant_channels,
+    pixel_difference,
+    watch_next_batch,
+)
+from mgd_det.modeling.detector import NotMatchedError
 
 
 @pytest.fixture
@@ -138,3 +147,34 @@ def test_a_first_batch_without_gradients_is_no_error(mgd_cfg, labelled):
     watch_next_batch(detector)
     with torch.no_grad(), EventStorage():
         assert "loss_logits_cls" in detector(labelled)
+
+
+def test_the_hook_looks_once_in_a_training_and_so_does_the_one_that_matches(mgd_cfg):
+    """In a stock trainer, beside PreciseBN, whose forward passes are no first batch."""
+    register_datasets(mgd_cfg)
+    mgd_cfg.DATASETS.TEST, mgd_cfg.SOLVER.MAX_ITER = (), 2
+    mgd_cfg.TEST.PRECISE_BN.ENABLED, mgd_cfg.TEST.PRECISE_BN.NUM_ITER = True, 2
+    mgd_cfg.TEST.EVAL_PERIOD = 1
+    mgd_cfg.DISTILL.MGD.NORM = "BN"
+    logger = logging.getLogger("detectron2.mgd_det.engine.first_batch")
+    for methods, hook in ((["mgd"], RematchHook(mgd_cfg)), (["logits"], FirstBatchHook())):
+        mgd_cfg.DISTILL.METHODS = methods
+        records = Records()
+        logger.addHandler(records)
+        try:
+            trainer = DefaultTrainer(mgd_cfg)
+            trainer.register_hooks([hook])
+            trainer.train()
+        finally:
+            logger.removeHandler(records)
+        assert [message.split(" about ")[0] for message in records.messages["INFO"]] == ["distillation adds"]
+
+
+def test_a_step_that_fails_leaves_no_hook_behind(mgd_cfg, labelled):
+    detector = build_model(mgd_cfg)
+    watch_next_batch(detector)
+    for _ in range(2):
+        with EventStorage(), pytest.raises(NotMatchedError):
+            detector(labelled)
+    modules = detector.modules()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
