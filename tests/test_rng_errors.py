@@ -119,11 +119,9 @@ MODULES = [
 
 def test_maths_and_methods_import_no_detectron2() -> None:
     code = (
-        "import importlib, sys\n"
-        "import mgd_det\n"
+        "import importlib, sys, mgd_det\n"
         f"for name in {MODULES!r}:\n"
         "    importlib.import_module('mgd_det.' + name)\n"
-        "import mgd_det\n"
         "mgd_det.losses, mgd_det.margins, mgd_det.matching, mgd_det.reducers\n"
         "print(*sorted({name.split('.')[0] for name in sys.modules}))\n"
     )
