@@ -1,4 +1,4 @@
-"""Keeping side work out of the training's random number streams."""
+"""Isolation of side work from the training's random number streams."""
 
 from __future__ import annotations
 

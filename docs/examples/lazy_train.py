@@ -68,7 +68,7 @@ def train(args: Any, cfg: Any) -> None:
     trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(model, loader, optimizer)
     # Like Detectron2's DetectionCheckpointer; it also reads torchvision's ImageNet files.
     checkpointer = ReportingCheckpointer(model, cfg.train.output_dir, trainer=trainer)
-    cfg.hook.images = matching_images(cfg)
+    cfg.hook.matching.images = matching_images(cfg)
     trainer.register_hooks(
         [
             instantiate(cfg.hook),

@@ -23,8 +23,11 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../.."))  # a checko
 from mgd_det import register_datasets
 from mgd_det.checkpoint.checkpointer import ReportingCheckpointer
 from mgd_det.config import load_config, student_config
-from mgd_det.data.matching_images import MatchingImages
+from mgd_det.engine.first_batch import watch_next_batch
+from mgd_det.engine.matching import MatchingSchedule
 from mgd_det.engine.optimizer import build_optimizer
+from mgd_det.engine.schedules import WeightSchedule
+from mgd_det.modeling.step_plan import StepPlan
 
 
 def main() -> None:
@@ -39,21 +42,26 @@ def main() -> None:
     model.inherit()  # what DISTILL.INHERIT names, of the teacher
     optimizer = build_optimizer(cfg, model)  # of the student, and of what the methods learn beside it
     scheduler = build_lr_scheduler(cfg, optimizer)
-    matching_images = MatchingImages(cfg)  # of the training set, read without augmentation
-    period = cfg.DISTILL.MATCHING.PERIOD
+    matching = MatchingSchedule.from_config(cfg)  # DISTILL.MATCHING: solves from images of the training set
+    weights = WeightSchedule.from_config(cfg)  # DISTILL.SCHEDULE
 
     model.train()
+    watch_next_batch(model)  # warns of a teacher that cannot teach, and logs what distilling costs
     loader = iter(build_detection_train_loader(cfg))
     with EventStorage() as storage:  # which Detectron2's networks log to
         for step in range(cfg.SOLVER.MAX_ITER):
-            if model.matching and (step == 0 or (period and step % period == 0)):
-                for report in model.rematch(matching_images(step)):
+            plan = StepPlan(loss_factor=weights.factor(step), collect_statistics=matching.collects(step))
+            if plan.loss_factor > 0:
+                for report in matching.solve_if_due(model, step):
                     print(f"step {step}: {report.name} matched at a mean cost of {report.cost:.3f}")
+            model.plan_step(plan)
             losses = model(next(loader))  # the student's and, with names of their own, the distillation's
             optimizer.zero_grad()
             sum(losses.values()).backward()
             optimizer.step()
             scheduler.step()
+            if plan.loss_factor > 0 and plan.collect_statistics:
+                matching.absorb(model)
             storage.step()
             if step % 20 == 0:
                 print(

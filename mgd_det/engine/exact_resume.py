@@ -1,7 +1,7 @@
-"""Exact resume: every random choice a function of the seed and of where it is made, so that there is no
-stream to save. An interrupted run, resumed, then equals one that was not, bit for bit on a CPU.
+"""Exact resume: every random choice is a function of the seed and of where it is made.
 
-It takes the place of Detectron2's own data loading, whose order starts afresh on every resume.
+There is no random stream to save, and a run that was interrupted and resumed equals one that was not, bit for
+bit on a CPU. This replaces Detectron2's own data loading, whose order starts afresh on every resume.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import json
 import logging
 import os
 import random
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -21,12 +20,17 @@ from detectron2.data import DatasetMapper, get_detection_dataset_dicts
 from detectron2.data.build import trivial_batch_collator
 from detectron2.engine import HookBase
 from detectron2.utils import comm
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mgd_det.checkpoint.checkpointer import trainer_state
+from mgd_det.detectron2_compat import ScalarHistory, restore_scalars, saved_scalars
+from mgd_det.detectron2_types import BatchedInputs, State
 from mgd_det.distributed import unwrapped
 from mgd_det.errors import ConfigError
 from mgd_det.rng import isolated_rng
+
+from .state_keys import EXACT_RESUME_STATE
 
 logger = logging.getLogger("detectron2." + __name__)
 
@@ -49,7 +53,7 @@ def resolve_seed(cfg: CfgNode, *, resume: bool) -> None:
         return
     drawn = comm.shared_random_seed()
     hooks = trainer_state(cfg, resume=resume).get("hooks", {})
-    cfg.SEED = hooks.get(ExactResumeHook.__name__, {}).get("seed", drawn)
+    cfg.SEED = hooks.get(EXACT_RESUME_STATE, {}).get("seed", drawn)
 
 
 def check_seed(cfg: CfgNode) -> None:
@@ -60,18 +64,18 @@ def check_seed(cfg: CfgNode) -> None:
 
 
 class SampleOrder(Sampler):
-    """Batches of (position, index) without end: the same shuffle of the data, epoch after epoch.
+    """Yields batches of (position, index) without end, one shuffle of the data after the other.
 
     Position p of the run's samples belongs to process p % world_size. With `landscape`, a batch holds
-    images of one orientation; those that wait for their batch to fill are found again by replaying
-    the order from its beginning, which costs a second for a million positions.
+    images of one orientation. Those that wait for their batch to fill are found again by replaying the order
+    from its beginning, which takes a second for a million positions.
 
     Args:
         size: number of images.
-        batch_size: of this process.
-        seed: of the shuffle.
-        landscape: for each image, whether it is wider than high; None: orientation does not matter.
-        start: batches to leave out.
+        batch_size: images in a batch of this process.
+        seed: seeds the shuffles.
+        landscape: True for each image that is wider than high; None: orientation does not matter.
+        start: number of batches to leave out.
     """
 
     def __init__(
@@ -106,20 +110,22 @@ class SampleOrder(Sampler):
 
 
 class _SeededImages(Dataset):
-    """(position, index) -> the mapped image, its augmentation drawn from (seed, position)."""
+    """Maps (position, index) to an image whose augmentation is drawn from (seed, position)."""
 
-    def __init__(self, dicts: list[dict[str, Any]], mapper: Any, seed: int) -> None:
+    def __init__(self, dicts: BatchedInputs, mapper: DatasetMapper, seed: int) -> None:
         self.dicts, self.mapper, self.seed = dicts, mapper, seed
 
     def __len__(self) -> int:
         return len(self.dicts)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, object]:
         position, index = key
         with isolated_rng():
             for retry in range(_RETRIES):
                 seed_all(self.seed, position, retry)
-                image = self.mapper(copy.deepcopy(self.dicts[(index + retry) % len(self.dicts)]))
+                image: dict[str, object] | None = self.mapper(
+                    copy.deepcopy(self.dicts[(index + retry) % len(self.dicts)])
+                )
                 if image is not None:
                     return image
         raise RuntimeError(f"the mapper rejected {_RETRIES} images in a row, from number {index} on")
@@ -137,7 +143,7 @@ class ExactLoader:
         grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
         self.landscape = [d["width"] > d["height"] for d in dicts] if grouped else None
 
-    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+    def __iter__(self) -> Iterator[BatchedInputs]:
         batch_size = self.cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
         order = SampleOrder(len(self.images), batch_size, self.cfg.SEED, self.landscape, self.start)
         yield from DataLoader(
@@ -152,32 +158,27 @@ class ExactLoader:
 class ExactResumeHook(HookBase):
     """Seeds every iteration, and carries what stock Detectron2 forgets through checkpoints.
 
-    That is RetinaNet's and FCOS's `loss_normalizer`, a Python number of each process, and the histories
-    of logged scalars, which their smoothing needs.
+    These are the `loss_normalizer` of RetinaNet and FCOS, a Python number of each process, and the histories
+    of logged scalars, which are needed to smooth them.
 
     Args:
         cfg: the run's config, its SEED resolved.
     """
 
+    __qualname__ = EXACT_RESUME_STATE
+
     def __init__(self, cfg: CfgNode) -> None:
         self.seed, self.period = cfg.SEED, cfg.SOLVER.CHECKPOINT_PERIOD
         self.metrics_file = os.path.join(cfg.OUTPUT_DIR, "metrics.json")
         self._normalizers: list[dict[str, float]] = []  # of every process, at the last checkpoint
-        self._scalars: dict[str, Any] = {}
+        self._scalars: Mapping[str, ScalarHistory] = {}
         # Lines of the metrics file at the last checkpoint. Earlier runs may have written to it, too.
         self._metrics_lines = 0
 
     def before_train(self) -> None:
         start = self.trainer.start_iter
         last_written = start // WRITE_PERIOD * WRITE_PERIOD - 1
-        storage = self.trainer.storage
-        for name, state in self._scalars.items():
-            history = storage._history[name]
-            history._data = [tuple(pair) for pair in state["data"]]
-            history._count, history._global_avg = state["count"], state["average"]
-            storage._smoothing_hints[name] = state["smoothed"]
-            if state["data"][-1][1] > last_written:  # logged, and waiting to be written
-                storage._latest_scalars[name] = tuple(state["data"][-1])
+        restore_scalars(self.trainer.storage, self._scalars, last_written)
         if self.trainer.resuming and comm.is_main_process():
             self._forget_metrics_after(last_written)
 
@@ -189,12 +190,14 @@ class ExactResumeHook(HookBase):
         if iteration % self.period == 0 or iteration >= self.trainer.max_iter:
             self._normalizers = comm.all_gather(self._own_normalizers())
 
-    def _modules(self) -> dict[str, Any]:
+    def _modules(self) -> dict[str, nn.Module]:
         return dict(unwrapped(self.trainer.model).named_modules())
 
     def _own_normalizers(self) -> dict[str, float]:
         return {
-            n: float(m.loss_normalizer) for n, m in self._modules().items() if "loss_normalizer" in vars(m)
+            name: float(vars(module)["loss_normalizer"])
+            for name, module in self._modules().items()
+            if "loss_normalizer" in vars(module)
         }
 
     def _forget_metrics_after(self, iteration: int) -> None:
@@ -210,17 +213,7 @@ class ExactResumeHook(HookBase):
             kept.append(line)
         os.truncate(self.metrics_file, sum(map(len, kept)))
 
-    def state_dict(self) -> dict[str, Any]:
-        storage = self.trainer.storage
-        scalars = {
-            name: {
-                "data": [list(pair) for pair in history.values()[-HISTORY:]],
-                "count": history._count,
-                "average": history._global_avg,
-                "smoothed": storage.smoothing_hints()[name],
-            }
-            for name, history in storage.histories().items()
-        }
+    def state_dict(self) -> State:
         lines = 0
         if os.path.isfile(self.metrics_file):
             with open(self.metrics_file, "rb") as f:
@@ -228,11 +221,11 @@ class ExactResumeHook(HookBase):
         return {
             "seed": self.seed,
             "normalizers": self._normalizers,
-            "scalars": scalars,
+            "scalars": saved_scalars(self.trainer.storage, HISTORY),
             "metrics_lines": lines,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         self._scalars, self._metrics_lines = state["scalars"], state.get("metrics_lines", 0)
         saved = state["normalizers"]
         if len(saved) != comm.get_world_size():

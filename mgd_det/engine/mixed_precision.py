@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from detectron2.engine import SimpleTrainer
 from torch import nn
+
+from mgd_det.detectron2_types import BatchedInputs, State
 
 
 class MixedPrecisionTrainer(SimpleTrainer):
@@ -15,12 +17,18 @@ class MixedPrecisionTrainer(SimpleTrainer):
 
     Args:
         model, data_loader, optimizer: as in SimpleTrainer.
-        device: the model's.
-        dtype: of the operations that autocast chooses.
+        device: on which the model is.
+        dtype: precision of the operations that autocast chooses.
     """
 
     def __init__(
-        self, model: nn.Module, data_loader: Any, optimizer: Any, *, device: torch.device, dtype: torch.dtype
+        self,
+        model: nn.Module,
+        data_loader: Iterable[BatchedInputs],
+        optimizer: torch.optim.Optimizer,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         super().__init__(model, data_loader, optimizer)
         self.device_type, self.dtype = device.type, dtype
@@ -39,10 +47,10 @@ class MixedPrecisionTrainer(SimpleTrainer):
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         super().load_state_dict(state)
         if state.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state["grad_scaler"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -12,13 +11,14 @@ from detectron2.solver import build_optimizer as build_stock_optimizer
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from torch import nn
 
+from mgd_det.detectron2_types import State
 from mgd_det.errors import ConfigError
 
 logger = logging.getLogger("detectron2." + __name__)
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """`SOLVER.OPTIMIZER`: stock SGD, or AdamW over stock parameter groups."""
+    """Returns the optimiser of `SOLVER.OPTIMIZER`: stock SGD, or AdamW over stock parameter groups."""
     if cfg.SOLVER.OPTIMIZER == "SGD":
         return build_stock_optimizer(cfg, model)
     params = get_default_optimizer_params(
@@ -44,25 +44,25 @@ def check_resumed_optimizer(cfg: CfgNode, saved: str) -> None:
 
 
 def parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
-    """Names of the optimiser's parameters, in the order in which its state numbers them.
+    """Returns names of the optimiser's parameters, in the order in which its state numbers them.
 
-    Those of a distiller's student are the same as of the student alone.
+    A distiller's student has the same names as the student alone.
     """
     names = {id(p): name.removeprefix("student.") for name, p in model.named_parameters()}
     return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def carried_over(
-    saved: dict[str, Any], saved_names: Sequence[str], optimizer: torch.optim.Optimizer, names: Sequence[str]
-) -> dict[str, Any]:
-    """The state for an optimiser that another one, of partly the same parameters, has left.
+    saved: State, saved_names: Sequence[str], optimizer: torch.optim.Optimizer, names: Sequence[str]
+) -> State:
+    """Returns the state of an optimiser for another one, of partly the same parameters.
 
     Args:
-        saved: state of the other one, whose parameters are called `saved_names`.
-        optimizer: the one to load it; its parameters are called `names`.
+        saved: state of the old optimiser, whose parameters are called `saved_names`.
+        optimizer: the new one, whose parameters are called `names`.
 
     Returns:
-        A state dict: what belongs to a parameter of the same name and shape is kept, the rest is new.
+        A state dict with the old entries of parameters that keep name and shape; the others have none yet.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     before = {saved_names[number]: state for number, state in saved["state"].items()}
@@ -75,7 +75,7 @@ def carried_over(
     return {**optimizer.state_dict(), "state": state}
 
 
-def _fits(state: dict[str, Any], parameter: nn.Parameter) -> bool:
+def _fits(state: State, parameter: nn.Parameter) -> bool:
     return all(
         value.shape == parameter.shape
         for value in state.values()

@@ -1,21 +1,28 @@
-"""Functions of the iteration: when the matching is solved, and how much the losses count."""
+"""Functions of the iteration: when something is due, and how much the distillation losses count."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from detectron2.config import CfgNode
+
+
+def due(period: int, iteration: int) -> bool:
+    """Returns True in every `period`-th iteration, from 0; a period of 0 means never."""
+    return period > 0 and iteration % period == 0
+
 
 @dataclass(frozen=True)
 class UpdateSchedule:
-    """When to solve the matching again; it is solved before the first iteration in any case.
+    """Says before which iterations the matching is solved; it is solved before the first one in any case.
 
     Args:
-        period: every so many iterations; 0: never.
+        period: solve every `period` iterations; 0: never again.
         slow_after: beyond this iteration `slow_period` takes the place of `period`.
-        slow_period: every so many iterations; 0: never.
-        iterations: exactly these instead, if any are given.
-        until: none after this iteration; 0: no end.
+        slow_period: solve every `slow_period` iterations from then on; 0: never again.
+        iterations: solve before exactly these instead, if any are given.
+        until: do not solve after this iteration; 0: no end.
     """
 
     period: int
@@ -24,16 +31,27 @@ class UpdateSchedule:
     iterations: Sequence[int] = ()
     until: int = 0
 
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> UpdateSchedule:
+        """Reads DISTILL.MATCHING and DISTILL.EXPERIMENT."""
+        matching, experiment = cfg.DISTILL.MATCHING, cfg.DISTILL.EXPERIMENT
+        return cls(
+            matching.PERIOD,
+            experiment.SLOW_AFTER,
+            experiment.SLOW_PERIOD,
+            tuple(matching.ITERATIONS),
+            matching.UNTIL,
+        )
+
     def due(self, iteration: int) -> bool:
-        """Whether the matching is solved before this iteration."""
+        """Returns True where the matching is solved before this iteration."""
         if iteration == 0:
             return True
         if self.until and iteration > self.until:
             return False
         if self.iterations:
             return iteration in self.iterations
-        period = self.period if iteration <= self.slow_after else self.slow_period
-        return period > 0 and iteration % period == 0
+        return due(self.period if iteration <= self.slow_after else self.slow_period, iteration)
 
 
 @dataclass(frozen=True)
@@ -50,8 +68,14 @@ class WeightSchedule:
     decay_from: int = 0
     stop: int = 0
 
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> WeightSchedule:
+        """Reads DISTILL.SCHEDULE and DISTILL.EXPERIMENT."""
+        schedule = cfg.DISTILL.SCHEDULE
+        return cls(schedule.WARMUP_ITERS, cfg.DISTILL.EXPERIMENT.DECAY_ITER, schedule.STOP_ITER)
+
     def factor(self, iteration: int) -> float:
-        """In [0, 1]."""
+        """Returns the factor, in [0, 1]."""
         if self.stop and iteration >= self.stop:
             return 0.0
         rise = min((iteration + 1) / self.warmup, 1.0) if self.warmup else 1.0

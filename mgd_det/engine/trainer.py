@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, SimpleTrainer, TrainerBase
-from detectron2.engine.defaults import create_ddp_model
+from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, TrainerBase
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
@@ -18,6 +16,8 @@ from torch import nn
 
 from mgd_det.checkpoint.checkpointer import ReportingCheckpointer
 from mgd_det.config import DTYPES, check_values, uses_teacher
+from mgd_det.detectron2_compat import wrap_in_ddp
+from mgd_det.detectron2_types import BatchedInputs, State
 from mgd_det.distributed import unwrapped
 from mgd_det.errors import RESUME_REMEDY, ConfigError
 from mgd_det.modeling.taps import last_norms
@@ -25,7 +25,8 @@ from mgd_det.modeling.taps import last_norms
 from .exact_resume import ExactLoader, ExactResumeHook, check_seed
 from .mixed_precision import MixedPrecisionTrainer
 from .optimizer import build_optimizer, carried_over, check_resumed_optimizer, parameter_names
-from .rematch import RematchHook
+from .rematch import RematchHook, detector_of
+from .state_keys import MATCHING_STATE
 
 
 class Trainer(DefaultTrainer):
@@ -41,15 +42,14 @@ class Trainer(DefaultTrainer):
         if cfg.DISTILL.EXACT_RESUME:
             check_seed(cfg)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
-        # The same order as in DefaultTrainer: each of these draws from the global random streams.
+        # Keep DefaultTrainer's order: each of these draws from the global random streams.
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
-        on_cpu = {"device_ids": None} if torch.device(cfg.MODEL.DEVICE).type == "cpu" else {}
-        model = create_ddp_model(model, broadcast_buffers=False, **on_cpu)
+        device = torch.device(cfg.MODEL.DEVICE)
+        model = wrap_in_ddp(model, device)
         if cfg.SOLVER.AMP.ENABLED:
             dtype = DTYPES[cfg.SOLVER.AMP.DTYPE]
-            device = torch.device(cfg.MODEL.DEVICE)
             self._trainer = MixedPrecisionTrainer(model, data_loader, optimizer, device=device, dtype=dtype)
         else:
             self._trainer = SimpleTrainer(model, data_loader, optimizer)
@@ -58,13 +58,13 @@ class Trainer(DefaultTrainer):
             model, cfg.OUTPUT_DIR, trusted=cfg.DISTILL.UNSAFE_LOADING, trainer=weakref.proxy(self)
         )
         self.start_iter = 0
-        self.resuming = False  # also where there was no checkpoint yet
+        self.resuming = False
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
 
-    def build_hooks(self) -> list[Any]:
-        """DefaultTrainer's, behind the one that solves the matching."""
+    def build_hooks(self) -> list[HookBase]:
+        """Returns DefaultTrainer's hooks, after those of distillation and of exact resume."""
         hooks = super().build_hooks()
         if uses_teacher(self.cfg):
             hooks.insert(0, RematchHook(self.cfg))
@@ -81,13 +81,13 @@ class Trainer(DefaultTrainer):
         self.resuming = resume
         super().resume_or_load(resume=resume)
         if uses_teacher(self.cfg):
-            detector = unwrapped(self.model)
+            detector = detector_of(self)
             detector.prepare()
             if self.start_iter == 0:
                 detector.inherit()
 
-    def train(self) -> Any:
-        """As in DefaultTrainer; with DISTILL.EXACT_RESUME from where the data was left."""
+    def train(self) -> Mapping[str, Mapping[str, float]] | None:
+        """Train as DefaultTrainer does; DISTILL.EXACT_RESUME goes on in the data where the run was left."""
         if not self.cfg.DISTILL.EXACT_RESUME:
             return super().train()
         self.data_loader.start = self.start_iter
@@ -96,12 +96,12 @@ class Trainer(DefaultTrainer):
             return super().train()
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Any:
-        """Stock, or the one of DISTILL.EXACT_RESUME."""
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable[BatchedInputs]:
+        """Returns the stock loader, or the one of DISTILL.EXACT_RESUME."""
         return ExactLoader(cfg) if cfg.DISTILL.EXACT_RESUME else super().build_train_loader(cfg)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Iteration, hooks and, which Detectron2 0.6 leaves out, the optimiser (and loss scale)."""
+    def state_dict(self) -> State:
+        """Returns iteration, hooks and what Detectron2 0.6 leaves out: the optimiser and the loss scale."""
         return {
             **TrainerBase.state_dict(self),
             "_trainer": self._trainer.state_dict(),
@@ -110,10 +110,10 @@ class Trainer(DefaultTrainer):
         }
 
     def build_writers(self) -> list[EventWriter]:
-        """DefaultTrainer's, whose files are opened when there is something to write."""
+        """Returns DefaultTrainer's writers, whose files are opened when there is something to write."""
         return [_LateWriter(super().build_writers)]
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Take up the state of an earlier run.
 
         Raises:
@@ -123,30 +123,30 @@ class Trainer(DefaultTrainer):
         check_resumed_optimizer(self.cfg, state.get("optimizer", self.cfg.SOLVER.OPTIMIZER))
         self._check_resumed_hooks(state.get("hooks", {}))
         TrainerBase.load_state_dict(self, state)
-        if "_trainer" not in state:  # of a stock trainer
+        if "_trainer" not in state:  # a stock trainer's state
             return
         names = parameter_names(unwrapped(self.model), self.optimizer)
         inner = state["_trainer"]
-        saved_names = state.get("parameters", names)  # not in those of Detectron2's main
+        saved_names = state.get("parameters", names)  # Detectron2's main saves none
         if saved_names == names:
             self._trainer.load_state_dict(inner)
             return
         optimizer = carried_over(inner["optimizer"], saved_names, self.optimizer, names)
         self._trainer.load_state_dict({**inner, "optimizer": optimizer})
-        # The hook has taken over the other run's learning rates, one for each of its groups.
+        # The scheduler's hook has loaded the other run's learning rates, one for each of its groups.
         self.scheduler.base_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]
         for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_lr()):
             group["lr"] = lr
 
     def _check_resumed_hooks(self, hooks: Mapping[str, object]) -> None:
         teaches = uses_teacher(self.cfg) and bool(self.cfg.DISTILL.METHODS)
-        if hooks and (RematchHook.__name__ in hooks) != teaches and not self.cfg.DISTILL.RESUME_FRESH:
+        if hooks and (MATCHING_STATE in hooks) != teaches and not self.cfg.DISTILL.RESUME_FRESH:
             problem = "the checkpoint to resume is of a run that was the other way round"
             raise ConfigError("DISTILL.ENABLED", self.cfg.DISTILL.ENABLED, problem, RESUME_REMEDY)
 
     @staticmethod
     def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
-        """As in DefaultTrainer; SOLVER.REFERENCE_WORLD_SIZE scales the iterations of DISTILL along."""
+        """Scale as DefaultTrainer does; SOLVER.REFERENCE_WORLD_SIZE scales the iterations of DISTILL, too."""
         scaled = DefaultTrainer.auto_scale_workers(cfg, num_workers)
         if scaled is cfg:
             return cfg
@@ -159,7 +159,7 @@ class Trainer(DefaultTrainer):
             (experiment, ("SLOW_AFTER", "SLOW_PERIOD", "DECAY_ITER")),
         ):
             for key in keys:
-                # Not to 0, which switches off.
+                # Never round down to 0, which switches off.
                 node[key] = max(round(node[key] * longer), min(node[key], 1))
         update.ITERATIONS = [round(iteration * longer) for iteration in update.ITERATIONS]
         if cfg.is_frozen():
@@ -168,11 +168,12 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """As stock, and `MODEL.RESNETS.ZERO_INIT_RESIDUAL`."""
+        """Build as stock Detectron2 does, and honour `MODEL.RESNETS.ZERO_INIT_RESIDUAL`."""
         model = super().build_model(cfg)
         if cfg.MODEL.RESNETS.ZERO_INIT_RESIDUAL:
-            weights: list[Any] = [getattr(norm, "weight", None) for norm in last_norms(model.backbone)]
-            if not weights or not all(isinstance(weight, nn.Parameter) for weight in weights):
+            found = [getattr(norm, "weight", None) for norm in last_norms(model.backbone)]
+            weights = [weight for weight in found if isinstance(weight, nn.Parameter)]
+            if not found or len(weights) < len(found):
                 raise ConfigError(
                     "MODEL.RESNETS.ZERO_INIT_RESIDUAL",
                     True,
@@ -186,14 +187,14 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """`SOLVER.OPTIMIZER`."""
+        """Returns the optimiser of `SOLVER.OPTIMIZER`."""
         return build_optimizer(cfg, model)
 
     @classmethod
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
     ) -> COCOEvaluator:
-        """COCO box AP (and mask AP where the model predicts masks)."""
+        """Returns an evaluator of COCO box AP, and of mask AP where the model predicts masks."""
         several = [dataset_name] if len(cfg.DATASETS.TEST) > 1 else []
         folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", *several)
         return COCOEvaluator(dataset_name, output_dir=folder)

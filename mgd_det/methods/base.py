@@ -1,7 +1,7 @@
-"""The interface of a distillation method, and the table of those there are.
+"""The interface of a distillation method, and the table of registered methods.
 
 A method is a module that turns features of student and teacher into named losses. It knows tensors and taps,
-neither Detectron2 nor the trainer. A new one takes a class and a line, which gives it the config keys
+but neither Detectron2 nor the trainer. A new one is a class and a decorator, which gives it the config keys
 `DISTILL.MY_METHOD.TAPS` and `DISTILL.MY_METHOD.WEIGHT`::
 
     @register_method("my_method", TAPS=["res4"], WEIGHT=1.0)
@@ -11,11 +11,15 @@ neither Detectron2 nor the trainer. A new one takes a class and a line, which gi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Callable, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, TypeVar, Union
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from mgd_det.errors import RESUME_REMEDY, ConfigError
+from mgd_det.modules import ModuleWithProperties
+
+if TYPE_CHECKING:
+    from yacs.config import CfgNode
 
 HEAD = "head"  # the tap of the features before the classifier, wherever the detector has it
 PREDICTIONS = "predictions"  # the tap of what the detector's head predicts
@@ -23,7 +27,7 @@ HEAD_TAPS = (HEAD, PREDICTIONS)
 
 
 class TapFeatures(NamedTuple):
-    """What one tap hands to a method in one step."""
+    """One tap's features in one step."""
 
     student: Tensor  # (N, Cs, H, W), in the student's autograd graph
     teacher: Tensor  # (N, Ct, H, W), no gradient
@@ -32,7 +36,7 @@ class TapFeatures(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What a head predicts for M anchors, points or proposals."""
+    """A head's predictions for M anchors, points or proposals."""
 
     scores: Tensor  # (M, K) logits; K + 1 of a softmax for proposals
     boxes: Tensor  # (M, 4) regression outputs; (M, 4 K) where each class has its own
@@ -40,7 +44,7 @@ class Prediction(NamedTuple):
 
 
 class PredictionPair(NamedTuple):
-    """What the tap `PREDICTIONS` hands to a method in one step."""
+    """The features of the tap `PREDICTIONS` in one step."""
 
     student: Prediction  # in the student's autograd graph
     teacher: Prediction  # no gradient
@@ -48,45 +52,78 @@ class PredictionPair(NamedTuple):
 
 
 # A plain tap gives one TapFeatures; `HEAD` one for each level of a dense head, or one of shape (R, C, 1, 1)
-# for the R proposals of a two-stage one.
-Features = Mapping[str, Any]
+# for the R proposals of a two-stage one; `PREDICTIONS` a pair.
+FeaturesOfTap = Union[TapFeatures, "list[TapFeatures]", PredictionPair]
+Features = Mapping[str, FeaturesOfTap]
+
+
+def maps_at(features: Features, tap: str) -> TapFeatures:
+    """Returns the features of a tap in the backbone."""
+    found = features[tap]
+    assert isinstance(found, TapFeatures)
+    return found
+
+
+def levels_at(features: Features, tap: str) -> list[TapFeatures]:
+    """Returns the features of `HEAD`, level by level, or of a tap in the backbone as the only one."""
+    found = features[tap]
+    if isinstance(found, TapFeatures):
+        return [found]
+    assert isinstance(found, list)
+    return found
+
+
+def predictions_in(features: Features) -> PredictionPair:
+    """Returns the features of `PREDICTIONS`."""
+    found = features[PREDICTIONS]
+    assert isinstance(found, PredictionPair)
+    return found
+
+
+class BoxMeaning(NamedTuple):
+    """Conventions of a head's box outputs; outputs of two heads can be compared where these are equal."""
+
+    coding: Mapping[str, object]  # parameters of the box transform
+    anchors: Sequence[Sequence[Sequence[float]]] | None = None  # dense: (x0, y0, x1, y1) by level and cell
+    anchor_offset: float | None = None  # dense: of the anchors' centres, in strides
+    columns: int | None = None  # proposals: box outputs for each
 
 
 class HeadInfo(NamedTuple):
-    """What is known of a detector's head before any step."""
+    """Properties of a detector's head."""
 
     kind: str  # "anchors", "points" or "proposals"
     num_classes: int
-    boxes: dict[str, Any]  # what a box output means, part by part; where equal, those of two heads compare
+    boxes: BoxMeaning
     classifier_std: float  # of the weights of the classification layer
-    softmax: bool  # whether a location has one class at most, so that scores are a softmax's
+    softmax: bool  # True where a location has one class at most, so that scores are a softmax's
 
 
 class TapInfo(NamedTuple):
-    """What is known of one tap of one network before any step."""
+    """Properties of one tap of one network."""
 
     channels: int
-    stride: Any  # in pixels; for a dense head those of its levels, for proposals None
-    trainable: bool  # whether a gradient at the tap reaches any weight
+    stride: int | Sequence[int] | None  # in pixels; of a dense head its levels', of proposals None
+    trainable: bool  # True where a gradient at the tap reaches a weight
     # Affine parameters (C,) of the batch norm before the tap, None where there is none whose
     # parameters are the moments of its output.
     batch_norm: tuple[Tensor, Tensor] | None = None
     head: HeadInfo | None = None  # of the taps in `HEAD_TAPS`
 
 
-# Names of taps -> what is known of them, in one network.
+# Names of taps -> their properties, in one network.
 Inspect = Callable[[Sequence[str]], Mapping[str, TapInfo]]
 
 
 class LossInfo(NamedTuple):
-    """What is known of one loss before any step."""
+    """Properties of one loss."""
 
     tap: str  # at which it acts
     weight: float  # that it is multiplied by
 
 
 class MatchReport(NamedTuple):
-    """What solving one assignment brought."""
+    """Outcome of solving one assignment."""
 
     name: str  # of the loss that uses it, without "loss_"
     cost: float  # mean over the matched pairs, 0 to 4
@@ -96,26 +133,25 @@ class MatchReport(NamedTuple):
 
 
 class AssignmentControl(NamedTuple):
-    """What takes the place of a solved assignment in an experiment."""
+    """An assignment that takes the place of the solved one in an experiment."""
 
     kind: str = "solved"  # or "random" or "identity", see `maths.matching.control_cost`
     seed: int = 0  # of "random"
 
 
-class Method(nn.Module):
+class Method(ModuleWithProperties):
     """Base class. Subclasses define `from_config`, `forward`, `losses`, and the rest if they match channels.
 
-    Learned parts (norms, adapters) are ordinary parameters of the module, and what else must survive a
-    resume goes through `get_extra_state` / `set_extra_state`; both end up in the trainer's checkpoint,
-    never in the student's weights.
+    Learned parts (norms, adapters) are ordinary parameters of the module. Other values that must survive a
+    resume go through `get_extra_state` and `set_extra_state`. Both end up in the trainer's checkpoint, never
+    in the student's weights.
 
     Attributes:
         taps: names of the taps that `forward` needs.
-        wants_foreground: whether `TapFeatures.foreground` is to be filled.
-        matches: whether it has a matching to solve; `observe`, `absorb` and `solve` are then called.
-        control: what the assignment is instead of solved, of a method that matches; set when it is built.
+        wants_foreground: asks for `TapFeatures.foreground`.
+        matches: True for a method with a matching to solve; `observe`, `absorb` and `solve` are then called.
+        control: replaces the solved assignment of a method that matches; set when it is built.
         ready: False as long as the method needs a matching that has not been solved.
-        num_ranks, rank: processes that train together, each on its share of the batch; and this one.
     """
 
     taps: Sequence[str]
@@ -123,36 +159,34 @@ class Method(nn.Module):
     matches: bool = False
     control: AssignmentControl = AssignmentControl()
     ready: bool = True
-    num_ranks: int = 1
-    rank: int = 0
 
     @classmethod
-    def from_config(cls, cfg: Any, student: Inspect, teacher: Inspect) -> Method:
+    def from_config(cls, cfg: CfgNode, student: Inspect, teacher: Inspect) -> Method:
         """Build from the method's config node.
 
         Args:
             cfg: the node `DISTILL.<NAME>`.
-            student: what is known of taps in the student.
-            teacher: the same in the teacher, whose network is built for it; only its widths and
+            student: gives properties of taps in the student.
+            teacher: gives those in the teacher, whose network is built for it; only its widths and
                 strides are right, since no weights are loaded.
         """
         raise NotImplementedError
 
     def forward(self, features: Features) -> dict[str, Tensor]:
-        """Named scalar losses, weights applied; names start with `loss_`."""
+        """Returns named scalar losses, weights applied; names start with `loss_`."""
         raise NotImplementedError
 
     @property
     def losses(self) -> dict[str, LossInfo]:
-        """The losses that `forward` returns, by name."""
+        """Properties of the losses that `forward` returns, by name."""
         raise NotImplementedError
 
     def weight_key(self, loss: str) -> str:
-        """The key, in the method's config node, of a loss's weight; `LOSS_WEIGHTS` holds one for each tap."""
+        """Returns the key of a loss's weight in the config node; `LOSS_WEIGHTS` has one for each tap."""
         return "WEIGHT"
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """What must survive a resume beside the parameters: tensors and plain values."""
+    def get_extra_state(self) -> dict[str, object]:
+        """Returns what must survive a resume beside the parameters: tensors and plain values."""
         return {"taps": list(self.taps)}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
@@ -173,11 +207,11 @@ class Method(nn.Module):
         """Gather statistics for the matching from the features of one batch."""
 
     def absorb(self, sum_over_ranks: Callable[[Tensor], None], decay: float) -> None:
-        """Take what was observed by all processes into the statistics that the matching is solved from.
+        """Add what all processes observed to the statistics that the matching is solved from.
 
         Args:
             sum_over_ranks: replaces a tensor, in place, by its sum over all processes.
-            decay: what earlier statistics count from now on; 0 forgets them.
+            decay: factor on earlier statistics; 0 forgets them.
         """
 
     def solve(self) -> list[MatchReport]:
@@ -188,21 +222,21 @@ class Method(nn.Module):
         """Check, before training, that the method can work with these taps of the two networks.
 
         Raises:
-            ConfigError: it can't.
+            ConfigError: it cannot.
         """
 
 
 _METHODS: dict[str, type[Method]] = {}
-_DEFAULTS: dict[str, dict[str, Any]] = {}
+_DEFAULTS: dict[str, dict[str, object]] = {}
 _M = TypeVar("_M", bound=type[Method])
 
 
-def register_method(name: str, **defaults: Any) -> Callable[[_M], _M]:
+def register_method(name: str, **defaults: object) -> Callable[[_M], _M]:
     """Class decorator that makes a method available as `name` in `DISTILL.METHODS`.
 
     Args:
         name: in lower case.
-        defaults: keys of its config node `DISTILL.<NAME>`, which `add_mgd_config` adds to a config.
+        defaults: keys and default values of its config node `DISTILL.<NAME>`.
     """
 
     def register(cls: _M) -> _M:
@@ -215,10 +249,10 @@ def register_method(name: str, **defaults: Any) -> Callable[[_M], _M]:
 
 
 def find_method(name: str) -> type[Method] | None:
-    """The method class registered as `name`, None where there is none."""
+    """Returns the method class registered as `name`, None where there is none."""
     return _METHODS.get(name)
 
 
-def method_defaults() -> dict[str, dict[str, Any]]:
-    """Of all registered methods, by name, the config keys that they were registered with."""
+def method_defaults() -> dict[str, dict[str, object]]:
+    """Returns the config keys that each method was registered with, by the method's name."""
     return {name: dict(_DEFAULTS[name]) for name in sorted(_METHODS)}

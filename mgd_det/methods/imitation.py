@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mgd_det.errors import ConfigError
 
-from .base import Features, Inspect, LossInfo, Method, TapFeatures, TapInfo, register_method
+from .base import Features, Inspect, LossInfo, Method, TapFeatures, TapInfo, maps_at, register_method
 from .settings import choice, module_key, named_taps, number, tap_weights
 
 ADAPTERS = ("auto", "always", "never")
@@ -52,7 +52,7 @@ class AdaptedImitation(Method):
         return "LOSS_WEIGHTS"
 
     def forward(self, features: Features) -> dict[str, Tensor]:
-        return {name: self._loss(tap, features[tap]) * w for name, (tap, w) in self.losses.items()}
+        return {name: self._loss(tap, maps_at(features, tap)) * w for name, (tap, w) in self.losses.items()}
 
     def _loss(self, tap: str, features: TapFeatures) -> Tensor:
         """Return the scalar error at a tap, computed in float32 or wider, before the loss's weight."""

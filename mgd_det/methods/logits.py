@@ -1,11 +1,11 @@
-"""Learning from the teacher's predictions: classes as soft targets, boxes where the teacher is sure."""
+"""Learning from the teacher's predictions: classes as soft targets, boxes where the teacher is confident."""
 
 from __future__ import annotations
 
 import math
 import textwrap
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -28,11 +28,18 @@ from .base import (
     Method,
     PredictionPair,
     TapInfo,
+    predictions_in,
     register_method,
 )
 from .settings import number
 
-ROW_PARTS = ("anchors are", "anchors' offset is")  # of `HeadInfo.boxes`: what each row predicts for
+if TYPE_CHECKING:
+    from yacs.config import CfgNode
+
+# Fields of `BoxMeaning`, and how an error message names them. Row fields tell what each row predicts for, and
+# must agree even without the box loss.
+ROW_FIELDS = {"anchors": "anchors are", "anchor_offset": "anchors' offset is"}
+OUTPUT_FIELDS = {"columns": "box outputs are", "coding": "box coding is"}
 
 
 @register_method("logits")
@@ -57,10 +64,10 @@ class Logits(Method):
         self.gamma, self.temperature, self.head = gamma, temperature, head
 
     @classmethod
-    def from_config(cls, cfg: Any, student: Inspect, teacher: Inspect) -> Logits:
+    def from_config(cls, cfg: CfgNode, student: Inspect, teacher: Inspect) -> Logits:
         key = "DISTILL.LOGITS"
         head = student([PREDICTIONS])[PREDICTIONS].head
-        assert head is not None  # which this tap always has
+        assert head is not None  # this tap always has one
         if not 0 < cfg.TEMPERATURE < math.inf:
             problem = "not a finite number over 0"
             raise ConfigError(f"{key}.TEMPERATURE", cfg.TEMPERATURE, problem, "Give a number like 1.0.")
@@ -88,18 +95,18 @@ class Logits(Method):
                 f"teacher {theirs.num_classes}",
                 remedy,
             )
-        for part, meaning in ours.boxes.items():
-            # Without the box loss all that matters is what a row is a prediction for.
-            if meaning == theirs.boxes.get(part) or not (self.box_weight or part in ROW_PARTS):
+        for field, words in {**ROW_FIELDS, **OUTPUT_FIELDS}.items():
+            meanings = [getattr(head.boxes, field) for head in (ours, theirs)]
+            if meanings[0] == meanings[1] or not (self.box_weight or field in ROW_FIELDS):
                 continue
-            shown = [textwrap.shorten(str(x), 100) for x in (meaning, theirs.boxes.get(part))]
+            student_boxes, teacher_boxes = (textwrap.shorten(str(x), 100) for x in meanings)
             raise ConfigError(
                 "DISTILL.METHODS",
                 "logits",
-                f"the student's {part} {shown[0]}, the teacher's {shown[1]}",
+                f"the student's {words} {student_boxes}, the teacher's {teacher_boxes}",
                 "Give both the same MODEL.ANCHOR_GENERATOR, BBOX_REG_WEIGHTS and CLS_AGNOSTIC_BBOX_REG, or "
                 "what a LazyConfig has for them"
-                + ("." if part in ROW_PARTS else ", or set DISTILL.LOGITS.BOX_WEIGHT 0."),
+                + ("." if field in ROW_FIELDS else ", or set DISTILL.LOGITS.BOX_WEIGHT 0."),
             )
 
     @property
@@ -115,7 +122,7 @@ class Logits(Method):
         return "WEIGHT" if loss == "loss_logits_cls" else "BOX_WEIGHT"
 
     def forward(self, features: Features) -> dict[str, Tensor]:
-        student, teacher, mask = pair = features[PREDICTIONS]
+        student, teacher, mask = pair = predictions_in(features)
         if self.head.softmax:
             loss = softmax_soft_loss(student.scores, teacher.scores, self.temperature)
         else:
@@ -125,13 +132,13 @@ class Logits(Method):
             weight = self._box_weights(pair)
             loss = weighted_box_loss(student.boxes.reshape(-1, 4), teacher.boxes.reshape(-1, 4), weight)
             losses["loss_logits_box"] = loss * self.box_weight
-            if student.centerness is not None:
+            if student.centerness is not None and teacher.centerness is not None:
                 loss = weighted_sigmoid_loss(student.centerness, teacher.centerness, weight)
                 losses["loss_logits_ctr"] = loss * self.box_weight
         return losses
 
     def _box_weights(self, pair: PredictionPair) -> Tensor:
-        """What each box counts: how sure the teacher is that it is one of an object."""
+        """Returns the weight of each box: the teacher's confidence that it is one of an object."""
         _, teacher, mask = pair
         if self.head.kind == "proposals":
             scores = teacher.scores.float()

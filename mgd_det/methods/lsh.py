@@ -1,14 +1,14 @@
 """Mimicking features with a locality-sensitive hashing loss.
 
 Source: "Distilling Knowledge by Mimicking Features" (Wang, Ge, Wu; TPAMI 2022; arXiv 2011.01424). The adapter
-that fits widths acts on the loss's side alone, so that the student stays stock and there is nothing to fold
+between unequal widths is applied in the loss alone, so that the student stays stock: nothing has to be folded
 into its next layer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Callable, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,11 @@ from torch.autograd.function import once_differentiable
 from mgd_det.errors import ConfigError
 from mgd_det.maths.hashing import hashing_loss, mimicking_loss, neighbourhoods, projection
 
-from .base import HEAD, Features, Inspect, LossInfo, Method, TapFeatures, TapInfo, register_method
+from .base import HEAD, Features, Inspect, LossInfo, Method, TapFeatures, TapInfo, levels_at, register_method
 from .settings import choice, module_key, named_taps, number, tap_weights
+
+if TYPE_CHECKING:
+    from yacs.config import CfgNode
 
 TERMS = ("l2", "hash")
 HEAD_KERNEL = 3  # neighbourhood that a dense classifier looks at
@@ -57,7 +60,7 @@ class LSH(Method):
         self._kernels = dict.fromkeys(self.taps, 1)
 
     @classmethod
-    def from_config(cls, cfg: Any, student: Inspect, teacher: Inspect) -> LSH:
+    def from_config(cls, cfg: CfgNode, student: Inspect, teacher: Inspect) -> LSH:
         key = "DISTILL.LSH"
         taps = named_taps(f"{key}.TAPS", cfg.TAPS, heads=[HEAD])
         terms = [choice(f"{key}.TERMS", term, TERMS) for term in cfg.TERMS]
@@ -78,7 +81,7 @@ class LSH(Method):
             dense = info.head is not None and info.head.kind != "proposals"
             self._kernels[tap] = HEAD_KERNEL if dense else 1
             length = info.channels * self._kernels[tap] ** 2
-            # The paper's choice at the head; elsewhere the one that makes a projection's variance the mean
+            # At the head this is the paper's choice; elsewhere it makes a projection's variance the mean
             # square of the vector's elements.
             std = length**-0.5 if info.head is None else info.head.classifier_std
             self._projections[tap] = projection(self.num_hashes, length, std, SEED)
@@ -97,8 +100,7 @@ class LSH(Method):
     def forward(self, features: Features) -> dict[str, Tensor]:
         losses = {}
         for tap in self.taps:
-            found: TapFeatures | list[TapFeatures] = features[tap]
-            levels = found if isinstance(found, list) else [found]
+            levels = levels_at(features, tap)
             adapted = [self.adapters[module_key(tap)](level.student) for level in levels]
             rows = [_count(level) for level in levels]
             total = torch.stack(rows).sum().clamp_min(1)
@@ -109,7 +111,7 @@ class LSH(Method):
         return losses
 
     def _mean(self, term: str, tap: str, student: Tensor, level: TapFeatures) -> Tensor:
-        """One term's mean over the vectors of one level that count."""
+        """Returns one term's mean over the vectors of one level that count."""
         kernel, mask = self._kernels[tap], None if level.mask is None else level.mask.flatten()
         weight = self._projection(tap, student.device)
 
@@ -131,11 +133,19 @@ class LSH(Method):
 
 
 def _count(level: TapFeatures) -> Tensor:
-    """Number of vectors that count, a scalar on the features' device."""
+    """Returns the number of vectors that count, a scalar on the features' device."""
     if level.mask is not None:
         return level.mask.sum()
     n, _, height, width = level.student.shape
     return torch.full((), n * height * width, device=level.student.device)
+
+
+class _Context(Protocol):
+    """The part of torch's context that is used."""
+
+    saved_tensors: tuple[Tensor, ...]
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
 
 
 class _DifferentiatedAtOnce(torch.autograd.Function):
@@ -145,19 +155,19 @@ class _DifferentiatedAtOnce(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
-        # Whoever watches or moves what is saved for the backward pass is to see the gradient alone.
+    def forward(ctx: _Context, features: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        # Hooks that watch or move what is saved for the backward pass should see the gradient alone.
         unseen = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
         with torch.enable_grad(), torch.autocast(features.device.type, enabled=False), unseen:
             leaf = features.detach().requires_grad_()
             loss = compute(leaf)
             (gradient,) = torch.autograd.grad(loss, leaf)
-        # A copy: what torch's `unfold` gives as a gradient lies in a storage of the neighbourhoods' size.
+        # Copy it: the gradient of torch's `unfold` is a view of a storage of the neighbourhoods' size.
         ctx.save_for_backward(gradient.clone())
         return loss.detach()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: _Context, upstream: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * upstream, None

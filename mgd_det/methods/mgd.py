@@ -1,19 +1,20 @@
 """Matching Guided Distillation (MGD; Yue, Deng, Zhou; ECCV 2020), not masked generative distillation.
 
 Coordinate descent: with the matching of teacher to student channels fixed, the student is pulled towards
-the pooled teacher channels by a parameter-free loss; now and then, with the networks fixed, the matching
-is solved again.
+the pooled teacher channels by a parameter-free loss; on a schedule, with the networks fixed, the matching is
+solved again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Callable, NamedTuple
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mgd_det.distributed import num_ranks, rank
 from mgd_det.errors import RESUME_REMEDY, ConfigError
 from mgd_det.maths.losses import partial_l2, pooled_partial_l2
 from mgd_det.maths.margins import batch_norm_margin
@@ -26,10 +27,13 @@ from mgd_det.maths.matching import (
 )
 from mgd_det.maths.matching_statistics import MatchingStatistics
 from mgd_det.maths.norms import STUDENT_NORMS
-from mgd_det.maths.reducers import ALIASES, REDUCERS, absolute_max, find_reducer
+from mgd_det.maths.reducers import ALIASES, REDUCERS, Reducer, absolute_max, find_reducer
 
-from .base import Features, Inspect, LossInfo, MatchReport, Method, TapInfo, register_method
+from .base import Features, Inspect, LossInfo, MatchReport, Method, TapInfo, maps_at, register_method
 from .settings import choice, module_key, named_taps, tap_weights, unknown
+
+if TYPE_CHECKING:
+    from yacs.config import CfgNode
 
 MARGINS = ("auto", "batch_norm", "empirical")
 REDUCTIONS = ("mean", "reference")
@@ -49,6 +53,25 @@ class Matching(NamedTuple):
         return Matching(self.groups.to(device), self.margin.to(device), self.num_teacher)
 
 
+def _reducer(name: str) -> Reducer:
+    found = find_reducer(name)
+    if found is None:
+        raise unknown("DISTILL.MGD.REDUCER", name, [*REDUCERS, *ALIASES])
+    return found
+
+
+def _reduction(name: str, taps: Sequence[str]) -> str:
+    if name == "reference" and not set(taps) <= set(REFERENCE_DIVISORS):
+        raise ConfigError(
+            "DISTILL.MGD.REDUCTION",
+            name,
+            f"the reference has constants for the taps {list(REFERENCE_DIVISORS)} alone",
+            'Use those taps, or "mean".',
+        )
+    choice("DISTILL.MGD.REDUCTION", name, REDUCTIONS)
+    return name
+
+
 @register_method("mgd")
 class MGD(Method):
     """Pulls every student channel towards the teacher channels matched to it.
@@ -63,6 +86,11 @@ class MGD(Method):
         reduction: "mean" over all unpadded elements, or "reference": the sum over all elements, divided
             by the reference implementation's constants and the global batch size.
         spread: use every teacher channel also where the student's number does not divide theirs.
+        num_ranks: number of processes that train together, each on its share of the batch.
+        rank: this process's number.
+
+    Raises:
+        ConfigError: an unknown choice, or "reference" at a tap for which the reference has no constant.
     """
 
     matches = True
@@ -77,33 +105,26 @@ class MGD(Method):
         weights: Sequence[float] = (0.05,),
         reduction: str = "mean",
         spread: bool = False,
+        num_ranks: int = 1,
+        rank: int = 0,
     ) -> None:
         super().__init__()
         self.taps = list(channels)
-        found = find_reducer(reducer)
-        if found is None:
-            raise unknown("DISTILL.MGD.REDUCER", reducer, [*REDUCERS, *ALIASES])
-        if reduction == "reference" and not set(channels) <= set(REFERENCE_DIVISORS):
-            raise ConfigError(
-                "DISTILL.MGD.REDUCTION",
-                reduction,
-                f"the reference has constants for the taps {list(REFERENCE_DIVISORS)} alone",
-                'Use those taps, or "mean".',
-            )
-        self.reducer = found
+        self.channels = dict(channels)
+        self.reducer = _reducer(reducer)
         self.margin_kind = choice("DISTILL.MGD.MARGIN", margin, MARGINS)
-        self.reduction = choice("DISTILL.MGD.REDUCTION", reduction, REDUCTIONS)
+        self.reduction = _reduction(reduction, self.taps)
         self.spread = spread
         self.weights = tap_weights("DISTILL.MGD.LOSS_WEIGHTS", weights, self.taps)
         layer = STUDENT_NORMS[choice("DISTILL.MGD.NORM", norm, STUDENT_NORMS)]
         self.norms = nn.ModuleDict({module_key(tap): layer(c) for tap, c in channels.items()})
-        self.channels = dict(channels)
+        self.num_ranks, self.rank = num_ranks, rank
         self._teacher: Mapping[str, TapInfo] = {}
         self._matchings: dict[str, Matching] = {}
         self._observed: dict[str, MatchingStatistics] = {}  # by this process, since the last absorb
         self._statistics: dict[str, MatchingStatistics] = {}  # the same in all processes
-        self._step = 0  # training steps so far, which random reducers draw by
-        self._matching_settings = {
+        self._step = 0  # training steps so far, which seed random reducers
+        self._matching_settings: dict[str, str | bool] = {
             "DISTILL.MGD.REDUCER": ALIASES.get(reducer, reducer),
             "DISTILL.MGD.MARGIN": margin,
             "DISTILL.MGD.SPREAD": spread,
@@ -111,7 +132,7 @@ class MGD(Method):
         }
 
     @classmethod
-    def from_config(cls, cfg: Any, student: Inspect, teacher: Inspect) -> MGD:
+    def from_config(cls, cfg: CfgNode, student: Inspect, teacher: Inspect) -> MGD:
         taps = named_taps("DISTILL.MGD.TAPS", cfg.TAPS)
         return cls(
             channels={tap: info.channels for tap, info in student(taps).items()},
@@ -121,6 +142,8 @@ class MGD(Method):
             weights=cfg.LOSS_WEIGHTS,
             reduction=cfg.REDUCTION,
             spread=cfg.SPREAD,
+            num_ranks=num_ranks(),
+            rank=rank(),
         )
 
     def attach(self, student: Mapping[str, TapInfo], teacher: Mapping[str, TapInfo]) -> None:
@@ -148,10 +171,10 @@ class MGD(Method):
 
     def forward(self, features: Features) -> dict[str, Tensor]:
         losses = {}
-        noise = self._noise(features[self.taps[0]].student.device) if self.reducer.random else None
+        noise = self._noise(maps_at(features, self.taps[0]).student.device) if self.reducer.random else None
         self._step += 1
         for name, (tap, weight) in self.losses.items():
-            student, teacher, mask, _ = features[tap]
+            student, teacher, mask, _ = maps_at(features, tap)
             losses[name] = self._loss(tap, student, teacher, mask, noise) * weight
         return losses
 
@@ -165,7 +188,7 @@ class MGD(Method):
     ) -> Tensor:
         groups, margin, _ = self._matching(tap, student.device)
         reduction, divisor = "mean", 1.0
-        if self.reduction == "reference":  # which counts padding, too
+        if self.reduction == "reference":  # the reference counts padding, too
             mask, reduction = None, "sum"
             divisor = REFERENCE_DIVISORS[tap] * len(student) * self.num_ranks
         student = self.norms[module_key(tap)](student, mask)
@@ -177,7 +200,7 @@ class MGD(Method):
 
     def observe(self, features: Features) -> None:
         for tap in self.taps:
-            student, teacher, mask, _ = features[tap]
+            student, teacher, mask, _ = maps_at(features, tap)
             if tap not in self._observed:
                 self._observed[tap] = MatchingStatistics(student.shape[1], teacher.shape[1], student.device)
             self._observed[tap].add(student, teacher, mask)
@@ -187,13 +210,13 @@ class MGD(Method):
         for tap in self.taps:
             observed[tap].reduce(sum_over_ranks)
             if decay and tap in self._statistics:
-                # Into the new ones, which are where the features are: those of a checkpoint are on the CPU.
+                # Add to the new ones, which are on the features' device; a checkpoint's are on the CPU.
                 observed[tap].add_scaled(decay, self._statistics[tap])
             self._statistics[tap] = observed[tap]
 
     def solve(self) -> list[MatchReport]:
         solved = {tap: self._solve_tap(tap, self._statistics[tap]) for tap in self.taps}
-        # All taps or none: bad numbers at one leave the others' matching, too.
+        # Update all taps or none: where one fails, the others keep their matching.
         self._matchings.update({tap: matching for tap, (matching, _) in solved.items()})
         return [report for _, report in solved.values()]
 
@@ -204,7 +227,7 @@ class MGD(Method):
                 "images that the matching is solved from: the student has diverged, or the teacher is broken"
             )
         cost = statistics.cost().cpu()
-        # A control is the optimum of a cost that knows nothing of the features.
+        # A control is the optimum of a cost that does not depend on the features.
         kind, seed = self.control
         wanted = cost if kind == "solved" else control_cost(kind, *cost.shape, seed=seed)
         if self.reducer.one_to_one:
@@ -216,7 +239,7 @@ class MGD(Method):
             margin = statistics.margin()
         else:
             margin = batch_norm_margin(*batch_norm)
-        # Seeded afresh, so that every process picks the same members.
+        # Seed afresh, so that every process picks the same members.
         random = {"generator": torch.Generator().manual_seed(0)} if self.reducer.random else {}
         pooled = self.reducer.margin(margin.cpu(), groups, **random)
         num_teacher = cost.shape[1]
@@ -236,8 +259,8 @@ class MGD(Method):
         return matching
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """The settings, by config key, that a matching is made with; one made with others is of no use."""
+    def settings(self) -> dict[str, str | bool | int]:
+        """Settings, by config key, that a matching depends on; one made with others is of no use."""
         return {
             **self._matching_settings,
             "DISTILL.EXPERIMENT.ASSIGNMENT": self.control.kind,
@@ -245,11 +268,11 @@ class MGD(Method):
         }
 
     def _noise(self, device: torch.device) -> torch.Generator:
-        """The stream of this step on this process; the training's streams are left alone."""
+        """Returns this step's own random stream on this process; the training's streams are left alone."""
         key = np.random.SeedSequence((self._step, self.rank)).generate_state(1)
         return torch.Generator(device).manual_seed(int(key[0]))
 
-    def get_extra_state(self) -> dict[str, Any]:
+    def get_extra_state(self) -> dict[str, object]:
         matchings = {
             tap: matching.to(torch.device("cpu"))._asdict() for tap, matching in self._matchings.items()
         }

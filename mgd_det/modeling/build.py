@@ -16,7 +16,7 @@ from mgd_det.errors import ConfigError, UnknownTap, building_from_config
 from mgd_det.methods import PREDICTIONS, AssignmentControl, Method, TapInfo, find_method, method_defaults
 from mgd_det.rng import isolated_rng
 
-from .taps import inspect_taps, sides
+from .taps import inspect_taps, student_and_teacher_names
 from .teacher import CONFIG_KEY, Teacher, TeacherSpec
 
 ARCHITECTURE_KEY = "DISTILL.STUDENT_ARCHITECTURE"
@@ -113,13 +113,13 @@ def inspect_student(student: nn.Module, taps: Sequence[str], key: str) -> dict[s
         ConfigError: it lacks one of them; the error names `key`.
     """
     try:
-        found = inspect_taps(student, [sides(tap)[0] for tap in taps])
+        found = inspect_taps(student, [student_and_teacher_names(tap)[0] for tap in taps])
     except UnknownTap as error:
         problem = f"the student has not all of the taps {list(taps)}: {error}"
         raise ConfigError(
             key, list(taps), problem, "Name taps that it has, or choose other methods."
         ) from error
-    return {tap: found[sides(tap)[0]] for tap in taps}
+    return {tap: found[student_and_teacher_names(tap)[0]] for tap in taps}
 
 
 def inspect_teacher(teacher: nn.Module, taps: Sequence[str], config_file: str) -> dict[str, TapInfo]:
@@ -129,7 +129,7 @@ def inspect_teacher(teacher: nn.Module, taps: Sequence[str], config_file: str) -
         ConfigError: it lacks one of them.
     """
     try:
-        found = inspect_taps(teacher, [sides(tap)[1] for tap in taps])
+        found = inspect_taps(teacher, [student_and_teacher_names(tap)[1] for tap in taps])
     except UnknownTap as error:
         raise ConfigError(
             CONFIG_KEY,
@@ -137,7 +137,7 @@ def inspect_teacher(teacher: nn.Module, taps: Sequence[str], config_file: str) -
             f"this teacher lacks one of the taps {list(taps)}: {error}",
             "Name taps that both networks have in DISTILL.<METHOD>.TAPS, or choose other methods.",
         ) from error
-    return {tap: found[sides(tap)[1]] for tap in taps}
+    return {tap: found[student_and_teacher_names(tap)[1]] for tap in taps}
 
 
 def check_taps(

@@ -1,37 +1,53 @@
-"""The meta-architecture: a stock student with a teacher beside it while it trains."""
+"""The meta-architecture: a stock student, with a teacher beside it while it trains."""
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
-from typing import Any, Callable
+from collections import ChainMap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Callable, cast
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2.utils import comm
+from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from mgd_det.config import check_values
+from mgd_det.detectron2_types import BatchedInputs, Detector, State
+from mgd_det.distributed import keep_own_share
 from mgd_det.errors import RESUME_REMEDY, ConfigError
 from mgd_det.maths.gradient_ratios import GradientPoint, GradientRatios
-from mgd_det.methods import HEAD_TAPS, LossInfo, MatchReport, Method
+from mgd_det.methods import HEAD_TAPS, Features, FeaturesOfTap, LossInfo, MatchReport, Method
+from mgd_det.modules import ModuleWithProperties
 from mgd_det.rng import isolated_rng
 
 from .build import build_methods, build_student, check_taps, inspect_student, inspect_teacher
-from .first_batch import look_at_first_batch
-from .heads import find_head
+from .heads import Captured, find_head
 from .inherit import inherit
 from .pairing import pair_maps
-from .taps import capture, evaluating, sides, split
+from .step_plan import StepPlan
+from .taps import backbone_and_head_taps, capture, evaluating, student_and_teacher_names
 from .teacher import Teacher, TeacherSpec
 
 logger = logging.getLogger("detectron2." + __name__)
 
 REVERSIBLE_FORMATS = ("RGB", "BGR")
-TEACHER = "teacher"  # in the state, beside the methods' names
+TEACHER_KEY = "teacher"  # key of the teacher's digest in the state, beside the methods' names
+
+# Attributes of the student that Detectron2's tools (test-time augmentation, exporters, predictors, training
+# visualisation) read on the model that they hold.
+FORWARDED = frozenset(
+    {
+        *("backbone", "device", "preprocess_image", "inference", "pixel_mean", "pixel_std", "num_classes"),
+        *("head", "head_in_features", "anchor_generator", "box2box_transform", "anchor_matcher"),
+        *("proposal_generator", "roi_heads", "sem_seg_head"),
+        *("vis_period", "visualize_training", "test_score_thresh", "test_nms_thresh"),
+        *("test_topk_candidates", "max_detections_per_image"),
+    }
+)
 
 
 class NotMatchedError(RuntimeError):
@@ -39,7 +55,7 @@ class NotMatchedError(RuntimeError):
 
 
 @META_ARCH_REGISTRY.register()
-class DistilledDetector(nn.Module):
+class DistilledDetector(ModuleWithProperties):
     """Trains a stock detector with the losses of distillation methods added to its own.
 
     In eval mode it is the student and nothing else. Its `state_dict` is the student's, so that every
@@ -49,11 +65,12 @@ class DistilledDetector(nn.Module):
     Args:
         student: a Detectron2 detector with `backbone` and `preprocess_image`; attribute `student`.
         methods: distillation methods by name; none trains the student alone.
-        teacher: where the teacher comes from.
-        built_teacher: the teacher with random weights if it has been built already.
+        teacher: names the teacher's config and weights.
+        built_teacher: the teacher with random weights, if it has been built already.
         input_format: channel order of the images that the student is given.
         inherits: parts of the student that start as the teacher's, for :meth:`inherit`.
-        resume_fresh: methods that an earlier run's state does not fit start afresh, all with another teacher.
+        resume_fresh: start methods afresh that an earlier run's state does not fit; all of them with another
+            teacher.
     """
 
     @configurable
@@ -69,26 +86,20 @@ class DistilledDetector(nn.Module):
         resume_fresh: bool = False,
     ) -> None:
         super().__init__()
-        self.student: Any = student
-        self.methods: Any = nn.ModuleDict(methods)  # a Mapping[str, Method]
+        self.student = cast(Detector, student)
+        self.methods = cast("Mapping[str, Method]", nn.ModuleDict(methods))
         self.teacher_spec = teacher
         self.input_format = input_format
         self.inherits, self.resume_fresh = list(inherits), resume_fresh
         self._built_teacher = built_teacher
-        self.teacher: Any = None  # a Teacher, once `prepare` has loaded it
-        # Set by the hook: a factor on the methods' losses; and of the next training step, whether its
-        # features go into the statistics that the matching is solved from, and its gradients are measured.
-        self.loss_factor = 1.0
-        self.observe_next = False
-        self.measure_next = False
-        self.measured: GradientRatios | None = None  # in the latest training step
-        self._seen_a_batch = False
+        self.teacher: Teacher | None = None  # until `prepare` has loaded it
         self._inherited = False
-        # Of the student's taps, filled by `prepare`.
-        self._strides: dict[str, int] = {}
+        self._plan = StepPlan()
+        self._gradients: GradientRatios | None = None  # of the latest step that measured them
+        self._strides: dict[str, int] = {}  # of the student's taps in the backbone, filled by `prepare`
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode) -> dict[str, object]:
         check_values(cfg)
         # Move to the device first: building a method may run GPU-only operators.
         student = build_student(cfg).to(torch.device(cfg.MODEL.DEVICE))
@@ -114,8 +125,13 @@ class DistilledDetector(nn.Module):
         return [method for method in self.methods.values() if method.matches]
 
     @property
+    def ready(self) -> bool:
+        """True once no method waits for its first matching."""
+        return all(method.ready for method in self.methods.values())
+
+    @property
     def losses(self) -> dict[str, LossInfo]:
-        """What is known of the methods' losses, by name."""
+        """Tap and weight of each of the methods' losses, by name."""
         return {name: info for method in self.methods.values() for name, info in method.losses.items()}
 
     def prepare(self) -> None:
@@ -134,8 +150,7 @@ class DistilledDetector(nn.Module):
         check_taps(self.methods, student, infos)
         for method in self.methods.values():
             method.attach(student, infos)
-            method.num_ranks, method.rank = comm.get_world_size(), comm.get_rank()
-        self._strides = {tap: info.stride for tap, info in student.items()}
+        self._strides = {tap: info.stride for tap, info in student.items() if isinstance(info.stride, int)}
         self.teacher = teacher
 
     @torch.no_grad()
@@ -150,47 +165,117 @@ class DistilledDetector(nn.Module):
             teacher = self.teacher or self.teacher_spec.load(self.device)
             inherit(self.student, teacher.model, self.inherits)
 
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
-        """As the student; in training the methods' losses join the student's."""
+    @property
+    def plan(self) -> StepPlan:
+        """The plan that the next training forward pass follows."""
+        return self._plan
+
+    def plan_step(self, plan: StepPlan) -> None:
+        """Set the plan of the next training step.
+
+        Features and gradients are taken in the first training forward pass alone; the factor holds until
+        another plan is set. A detector without a plan trains with the factor 1.
+        """
+        self._plan = plan
+
+    def take_gradient_ratios(self) -> dict[str, float]:
+        """Returns, after the backward pass of a step that measured gradients, how they compare; once.
+
+        Returns:
+            Name of a loss that acts in the backbone -> norm of its gradient at its tap, over the norm of the
+            task losses' gradient there. Empty where nothing was measured since the last call.
+        """
+        gradients, self._gradients = self._gradients, None  # lets go of the step's graph
+        return {} if gradients is None else gradients.ratios()
+
+    def forward(self, batched_inputs: BatchedInputs) -> dict[str, Tensor] | list[dict[str, Instances]]:
+        """Runs the student; in training the methods' losses join its own.
+
+        Raises:
+            NotMatchedError: a method's matching has not been solved yet.
+            ConfigError: the teacher is loaded now, and does not fit.
+        """
         if not (self.training and self.methods):
             return self.student(batched_inputs)
-        if self.loss_factor == 0:
+        plan, self._plan = self._plan, self._plan.after_forward()
+        if plan.loss_factor == 0:
             return {**self.student(batched_inputs), **self._stopped_losses()}
         self.prepare()
-        if not all(method.ready for method in self.methods.values()):
+        if not self.ready:
             raise NotMatchedError(
                 "DistilledDetector is being trained, but no matching has been solved: register "
                 "mgd_det.RematchHook(cfg) with the trainer, or call rematch() with batches of images"
             )
         batched_inputs = self.to_device(batched_inputs)
-        points: dict[str, GradientPoint] | None = {} if self.measure_next else None
-        names, head_names = split([sides(tap)[0] for tap in self.taps])
-        head: Any = find_head(self.student).capture(head_names) if head_names else nullcontext({})
-        with capture(self.student.backbone, names, points=points) as student, head as student_head:
+        points: dict[str, GradientPoint] | None = {} if plan.measure_gradients else None
+        with self.capture_student(points) as student:
             losses = self.student(batched_inputs)
-
-        def pair() -> dict[str, Any]:
-            return self._pair(self.taps, {**student, **student_head}, batched_inputs)
-
-        if not self._seen_a_batch:
-            self._seen_a_batch = True
-            look_at_first_batch(self, batched_inputs, pair)
-        features = pair()
+        features = self.pair(student, batched_inputs)
         distilled = {}
         for method in self.methods.values():
-            if self.observe_next and method.matches:
+            if plan.collect_statistics and method.matches:
                 method.observe(features)
             for name, loss in method(features).items():
-                distilled[name] = loss * self.loss_factor
-        self.measured = None if points is None else self._measure(distilled, points)
-        self.observe_next = self.measure_next = False
+                distilled[name] = loss * plan.loss_factor
+        if points is not None:
+            self._gradients = self._compare(distilled, points)
         return {**losses, **distilled}
 
-    def _measure(
+    @contextmanager
+    def capture_student(self, points: dict[str, GradientPoint] | None = None) -> Iterator[Captured]:
+        """While active, a forward pass of the student fills the yielded mapping: tap -> what it gives.
+
+        Args:
+            points: filled, by tap in the backbone, with the places at which gradients can be looked at.
+        """
+        names, head_names = backbone_and_head_taps([student_and_teacher_names(tap)[0] for tap in self.taps])
+        head: AbstractContextManager[Captured] = nullcontext({})
+        if head_names:
+            head = find_head(self.student).capture(head_names)
+        with capture(self.student.backbone, names, points=points) as features, head as head_features:
+            yield ChainMap(features, head_features)
+
+    def pair(
+        self, student: Captured, batched_inputs: BatchedInputs, taps: Sequence[str] | None = None
+    ) -> Features:
+        """Runs the teacher on the student's images and lines up the two networks' features.
+
+        Args:
+            student: what the student gave at its taps for these images, see :meth:`capture_student`.
+            batched_inputs: on the student's device, see :meth:`to_device`.
+            taps: those to pair; None: all.
+
+        Returns:
+            Features by tap, as a method's `forward` takes them.
+        """
+        self.prepare()
+        assert self.teacher is not None  # only a detector without methods has no teacher
+        taps = self.taps if taps is None else taps
+        images = [x["image"] for x in batched_inputs]
+        names = [student_and_teacher_names(tap)[1] for tap in taps]
+        teacher = self.teacher.features(images, self.input_format, names, student)
+        boxes = None
+        wanted = any(method.wants_foreground for method in self.methods.values())
+        if wanted and "instances" in batched_inputs[0]:  # a matching pass has none
+            boxes = [x["instances"].gt_boxes.tensor.to(self.device) for x in batched_inputs]
+        paired: dict[str, FeaturesOfTap] = {}
+        for tap in taps:
+            if tap in HEAD_TAPS:
+                paired[tap] = find_head(self.student).pair(tap, student, teacher, batched_inputs)
+            else:
+                ours, theirs = student_and_teacher_names(tap)
+                paired[tap] = pair_maps(
+                    student[ours], teacher[theirs], images, self._strides[tap], boxes=boxes
+                )
+        return paired
+
+    def _compare(
         self, losses: Mapping[str, Tensor], points: Mapping[str, GradientPoint]
     ) -> GradientRatios | None:
-        """Of the losses that act in the backbone."""
-        acting = {name: points.get(sides(info.tap)[0]) for name, info in self.losses.items()}
+        """Begins a measurement of the losses that act in the backbone; None where none does."""
+        acting = {
+            name: points.get(student_and_teacher_names(info.tap)[0]) for name, info in self.losses.items()
+        }
         at = {name: (losses[name], point) for name, point in acting.items() if point is not None}
         elsewhere = [losses[name] for name, point in acting.items() if point is None]
         return GradientRatios(at, elsewhere) if at else None
@@ -204,9 +289,7 @@ class DistilledDetector(nn.Module):
         return losses
 
     def rematch(
-        self,
-        batches: Iterable[list[dict[str, Any]]],
-        sum_over_ranks: Callable[[Tensor], None] = lambda tensor: None,
+        self, batches: Iterable[BatchedInputs], sum_over_ranks: Callable[[Tensor], None] = keep_own_share
     ) -> list[MatchReport]:
         """Solve the matchings of all methods from a pass over images, with both networks fixed.
 
@@ -221,18 +304,19 @@ class DistilledDetector(nn.Module):
 
     @torch.no_grad()
     def observe_pass(
-        self,
-        batches: Iterable[list[dict[str, Any]]],
-        sum_over_ranks: Callable[[Tensor], None] = lambda tensor: None,
+        self, batches: Iterable[BatchedInputs], sum_over_ranks: Callable[[Tensor], None] = keep_own_share
     ) -> None:
         """Replace the statistics that the matchings are solved from by those of a pass over images.
 
         Args:
             batches, sum_over_ranks: as :meth:`rematch`'s.
+
+        Raises:
+            ValueError: there are no images.
         """
         self.prepare()
         taps = list(dict.fromkeys(tap for method in self.matching for tap in method.taps))
-        names, _ = split([sides(tap)[0] for tap in taps])
+        names, _ = backbone_and_head_taps([student_and_teacher_names(tap)[0] for tap in taps])
         seen = 0
         with isolated_rng(), evaluating(self.student):
             for batch in batches:
@@ -241,7 +325,7 @@ class DistilledDetector(nn.Module):
                 pixels = self.student.preprocess_image(batch).tensor
                 with capture(self.student.backbone, names, stop=True) as student:
                     self.student.backbone(pixels)
-                features = self._pair(taps, student, batch)
+                features = self.pair(student, batch, taps)
                 for method in self.matching:
                     method.observe(features)
         if not seen:
@@ -254,81 +338,60 @@ class DistilledDetector(nn.Module):
         """Solve the matchings of all methods from the statistics that they have."""
         return [report for method in self.methods.values() for report in method.solve()]
 
-    def distill_state(self) -> dict[str, Any]:
-        """What the methods have learnt beside the student, on the CPU, and from which teacher."""
-        state: dict[str, Any] = {name: _to_cpu(method.state_dict()) for name, method in self.methods.items()}
+    def distill_state(self) -> State:
+        """Returns the methods' state dicts by name, on the CPU, and the digest of their teacher."""
+        state: State = {name: _to_cpu(method.state_dict()) for name, method in self.methods.items()}
         if self.teacher is not None:
-            state[TEACHER] = self.teacher.digest
+            state[TEACHER_KEY] = self.teacher.digest
         return state
 
-    def load_distill_state(self, state: Mapping[str, Any]) -> None:
+    def load_distill_state(self, state: State) -> None:
         """Take up the state of an earlier run.
 
         Raises:
             ConfigError: that run had another teacher, other methods, taps or widths, and `resume_fresh` is
                 not set.
         """
-        self.prepare()  # a matching is to the channels of one teacher
+        self.prepare()  # a state is checked against the teacher
         state = dict(state)
-        then, now = state.pop(TEACHER, None), getattr(self.teacher, "digest", None)
-        another = bool(then and now and then != now)
-        if another and not self.resume_fresh:
-            key, problem = "DISTILL.TEACHER.WEIGHTS", "not those of the teacher that the checkpoint is of"
-            raise ConfigError(key, self.teacher_spec.weights_path(), problem, RESUME_REMEDY)
-        if not self.resume_fresh and set(state) != set(self.methods):
-            raise ConfigError(
-                "DISTILL.METHODS",
-                list(self.methods),
-                f"the checkpoint was trained with {list(state)}",
-                RESUME_REMEDY,
-            )
+        then, now = state.pop(TEACHER_KEY, None), None if self.teacher is None else self.teacher.digest
+        another_teacher = bool(then and now and then != now)
+        if not self.resume_fresh:
+            if another_teacher:
+                key, value = "DISTILL.TEACHER.WEIGHTS", self.teacher_spec.weights_path()
+                problem = "not those of the teacher that the checkpoint is of"
+                raise ConfigError(key, value, problem, RESUME_REMEDY)
+            if set(state) != set(self.methods):
+                problem = f"the checkpoint was trained with {list(state)}"
+                raise ConfigError("DISTILL.METHODS", list(self.methods), problem, RESUME_REMEDY)
         for name, method in self.methods.items():
-            fresh = copy.deepcopy(method.state_dict())
-            try:
-                if name not in state:
-                    raise RuntimeError("the checkpoint is of a run without it")
-                if another:
-                    raise RuntimeError("the checkpoint is of a run with another teacher")
-                method.load_state_dict(state[name])
-            except (ConfigError, RuntimeError) as error:
-                method.load_state_dict(fresh)  # nothing stays half loaded
-                if self.resume_fresh:
-                    logger.warning("DISTILL.RESUME_FRESH: %s starts afresh: %s", name, error)
-                elif isinstance(error, ConfigError):
-                    raise
-                else:
-                    key, problem = (
-                        f"DISTILL.{name.upper()}",
-                        f"its state in the checkpoint is another ({error})",
-                    )
-                    raise ConfigError(key, method.taps, problem, RESUME_REMEDY) from error
+            if another_teacher:
+                self._start_afresh(name, "the checkpoint is of a run with another teacher")
+            elif name not in state:
+                self._start_afresh(name, "the checkpoint is of a run without it")
+            else:
+                self._load_method_state(name, method, state[name])
 
-    def to_device(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _load_method_state(self, name: str, method: Method, state: State) -> None:
+        fresh = copy.deepcopy(method.state_dict())
+        try:
+            method.load_state_dict(state)
+        except (ConfigError, RuntimeError) as error:
+            method.load_state_dict(fresh)  # nothing stays half loaded
+            if self.resume_fresh:
+                self._start_afresh(name, error)
+            elif isinstance(error, ConfigError):
+                raise
+            else:
+                key, problem = f"DISTILL.{name.upper()}", f"its state in the checkpoint is another ({error})"
+                raise ConfigError(key, method.taps, problem, RESUME_REMEDY) from error
+
+    def _start_afresh(self, name: str, reason: object) -> None:
+        logger.warning("DISTILL.RESUME_FRESH: %s starts afresh: %s", name, reason)
+
+    def to_device(self, batched_inputs: BatchedInputs) -> BatchedInputs:
         """Move the images once, for both networks."""
         return [{**x, "image": x["image"].to(self.device)} for x in batched_inputs]
-
-    def _pair(
-        self,
-        taps: Sequence[str],
-        student: Mapping[str, Any],
-        batched_inputs: Sequence[Mapping[str, Any]],
-    ) -> dict[str, Any]:
-        """Run the teacher on the same images and line up the two networks' features."""
-        images = [x["image"] for x in batched_inputs]
-        names = [sides(tap)[1] for tap in taps]
-        teacher = self.teacher.features(images, self.input_format, names, student)
-        boxes = None
-        wanted = any(method.wants_foreground for method in self.methods.values())
-        if wanted and "instances" in batched_inputs[0]:  # which a matching pass has not
-            boxes = [x["instances"].gt_boxes.tensor.to(self.device) for x in batched_inputs]
-        paired: dict[str, Any] = {}
-        for tap in taps:
-            if tap in HEAD_TAPS:
-                paired[tap] = find_head(self.student).pair(tap, student, teacher, batched_inputs)
-            else:
-                s, t = (side[name] for side, name in zip((student, teacher), sides(tap)))
-                paired[tap] = pair_maps(s, t, images, self._strides[tap], boxes=boxes)
-        return paired
 
     def _check_formats(self, teacher: Teacher) -> None:
         formats = (self.input_format, teacher.input_format)
@@ -340,30 +403,27 @@ class DistilledDetector(nn.Module):
                 "Give the student the teacher's format.",
             )
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> DistilledDetector:
-        if self.teacher is not None:  # follows `.to()`, `.cuda()` ..
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DistilledDetector:
+        if self.teacher is not None:  # it follows `.to()`, `.cuda()` and `.half()`
             self.teacher.follow(fn)
-        return super()._apply(fn, *args, **kwargs)
+        return super()._apply(fn, recurse)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """The student's, under its stock names."""
+        """Returns the student's, under its stock names."""
         return self.student.state_dict(*args, **kwargs)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """The student's."""
+        """Loads the student's."""
         return self.student.load_state_dict(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        # Detectron2's tools look for `backbone`, `device`, `roi_heads` .. on the model that they hold.
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "student":
-                raise
+        # fvcore looks modules up by the names in the state dict, which are the student's.
+        if name in FORWARDED or (name != "student" and name in dict(self.student.named_children())):
             return getattr(self.student, name)
+        return super().__getattr__(name)
 
 
-def _to_cpu(value: Any) -> Any:
+def _to_cpu(value: object) -> object:
     if isinstance(value, Tensor):
         return value.detach().cpu()
     if isinstance(value, Mapping):

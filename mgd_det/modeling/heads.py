@@ -1,43 +1,61 @@
-"""The taps inside detection heads: the features before the classifier, and the predictions.
+"""Taps inside detection heads: the features before the classifier, and the predictions.
 
-A dense head (RetinaNet, FCOS) gives one map for each level. In a two-stage detector the box head is meant,
-and the teacher's is run on the student's sampled proposals.
+A dense head (RetinaNet, FCOS) gives one map for each level. In a two-stage detector these are taps of the box
+head, and the teacher's is run on the student's sampled proposals.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Union
+from typing import Any, Callable, Union
 
 import torch
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.modeling.meta_arch.fcos import FCOS
+from detectron2.modeling.meta_arch.rcnn import GeneralizedRCNN
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.modeling.roi_heads import CascadeROIHeads, RROIHeads, StandardROIHeads
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
+from mgd_det.detectron2_types import BatchedInputs
 from mgd_det.errors import UnknownTap
-from mgd_det.methods import HEAD, PREDICTIONS, HeadInfo, Prediction, PredictionPair, TapFeatures, TapInfo
+from mgd_det.methods import (
+    HEAD,
+    PREDICTIONS,
+    BoxMeaning,
+    FeaturesOfTap,
+    HeadInfo,
+    Prediction,
+    PredictionPair,
+    TapFeatures,
+    TapInfo,
+)
 
 from .pairing import common_size, pair_maps, unpadded_mask
 
-PROPOSALS = "proposals"  # of a two-stage student, which the teacher's head is run on
+PROPOSALS = "proposals"  # boxes of a two-stage student's proposals, which the teacher's head is run on
+BOX_CODING = ("weights", "scale_clamp", "normalize_by_size")  # attributes of Detectron2's box transforms
 
-Found = Mapping[str, Any]  # what a forward pass gave, by tap
+# Output of one forward pass by tap: (N, C, H, W) of the backbone. A dense head gives a list of these for
+# `HEAD`, and for `PREDICTIONS` lists by level of scores, boxes and, of FCOS, centerness. A box head gives
+# (R, C) for `HEAD`, (scores, boxes) for `PREDICTIONS`, and for `PROPOSALS` the (R, 4) boxes of each image.
+Captured = MutableMapping[str, Any]
+
+Hook = Callable[..., None]  # takes a module, its arguments and its output
 
 
 class DenseHead:
-    """The head of RetinaNet or FCOS: a map (N, C, H, W) for each level, or lists of predictions by level."""
+    """The head of RetinaNet or FCOS."""
 
-    def __init__(self, detector: Any) -> None:
+    def __init__(self, detector: RetinaNet | FCOS) -> None:
         self.detector, self.head = detector, detector.head
         shapes = detector.backbone.output_shape()
         self.strides = [shapes[name].stride for name in detector.head_in_features]
 
     def info(self) -> TapInfo:
-        """What is known of both taps."""
+        """Returns the properties of both taps."""
         detector, weight = self.detector, self.head.cls_score.weight
         return TapInfo(
             channels=weight.shape[1],
@@ -46,29 +64,36 @@ class DenseHead:
             head=HeadInfo(
                 kind="points" if isinstance(detector, FCOS) else "anchors",
                 num_classes=detector.num_classes,
-                boxes={
-                    "anchors are": [cell.tolist() for cell in detector.anchor_generator.cell_anchors],
-                    "anchors' offset is": detector.anchor_generator.offset,
-                    "box coding is": _coding(detector.box2box_transform),
-                },
+                boxes=BoxMeaning(
+                    coding=_coding(detector.box2box_transform),
+                    anchors=[cell.tolist() for cell in detector.anchor_generator.cell_anchors],
+                    anchor_offset=detector.anchor_generator.offset,
+                ),
                 classifier_std=weight.detach().float().std().item(),
                 softmax=False,
             ),
         )
 
     @contextmanager
-    def capture(self, taps: Sequence[str]) -> Iterator[Found]:
+    def capture(self, taps: Sequence[str]) -> Iterator[Captured]:
         """While active, a forward pass of the head fills the yielded dict."""
-        found: dict[str, Any] = {HEAD: []}
-        hooks = {
-            HEAD: (self.head.cls_subnet, lambda module, args, output: found[HEAD].append(output)),
+        maps: list[Tensor] = []
+        found: dict[str, object] = {HEAD: maps}
+        hooks: dict[str, tuple[nn.Module, Hook]] = {
+            HEAD: (self.head.cls_subnet, lambda module, args, output: maps.append(output)),
             PREDICTIONS: (self.head, lambda module, args, output: found.update({PREDICTIONS: output})),
         }
         with _hooked([hooks[tap] for tap in taps]):
             yield found
 
-    def run(self, features: Mapping[str, Tensor], taps: Sequence[str], student: Found) -> Found:
-        """From the backbone's features, with no more of the head than the taps need."""
+    def run(self, features: Mapping[str, Tensor], taps: Sequence[str], student: Captured) -> Captured:
+        """Runs as much of the head as the taps need.
+
+        Args:
+            features: the backbone's outputs.
+            taps: names of taps in the head.
+            student: not used; see :meth:`ProposalHead.run`.
+        """
         maps = [features[name] for name in self.detector.head_in_features]
         if PREDICTIONS not in taps:
             return {HEAD: [self.head.cls_subnet(x) for x in maps]}
@@ -77,9 +102,9 @@ class DenseHead:
         return found
 
     def pair(
-        self, tap: str, student: Found, teacher: Found, batched_inputs: Sequence[Mapping[str, Any]]
-    ) -> Any:
-        """For a method: `list[TapFeatures]` or :class:`PredictionPair`. This head is the student's."""
+        self, tap: str, student: Captured, teacher: Captured, batched_inputs: BatchedInputs
+    ) -> FeaturesOfTap:
+        """Returns a method's features at `HEAD` or `PREDICTIONS`. This head is the student's."""
         images = [x["image"] for x in batched_inputs]
         if tap == PREDICTIONS:
             return self._pair_predictions(student[PREDICTIONS], teacher[PREDICTIONS], images)
@@ -87,10 +112,8 @@ class DenseHead:
         levels = zip(student[HEAD], teacher[HEAD], self.strides, counts)
         return [pair_maps(s, t, images, stride, counts=c) for s, t, stride, c in levels]
 
-    def _labelled(
-        self, maps: Sequence[Tensor], batched_inputs: Sequence[Mapping[str, Any]]
-    ) -> list[Tensor | None]:
-        """For each level (N, 1, H, W): whether a position has any anchor that is not ignored."""
+    def _labelled(self, maps: Sequence[Tensor], batched_inputs: BatchedInputs) -> list[Tensor | None]:
+        """Returns for each level (N, 1, H, W), True where a position has an anchor that is not ignored."""
         if not isinstance(self.detector, RetinaNet):  # FCOS ignores none
             return [None] * len(maps)
         instances = [x["instances"].to(self.detector.device) for x in batched_inputs]
@@ -100,7 +123,12 @@ class DenseHead:
         used = (torch.stack(labels) >= 0).split([h * w * a for (h, w), a in zip(sizes, anchors)], dim=1)
         return [level.view(-1, 1, h, w, a).any(-1) for level, (h, w), a in zip(used, sizes, anchors)]
 
-    def _pair_predictions(self, student: Any, teacher: Any, images: Sequence[Tensor]) -> PredictionPair:
+    def _pair_predictions(
+        self,
+        student: Sequence[Sequence[Tensor]],
+        teacher: Sequence[Sequence[Tensor]],
+        images: Sequence[Tensor],
+    ) -> PredictionPair:
         widths = [self.detector.num_classes, 4, 1]  # of scores, boxes and centerness, for each anchor
         rows: tuple[list[list[Tensor]], list[list[Tensor]]] = ([], [])
         masks, padded = [], False
@@ -113,25 +141,25 @@ class DenseHead:
             anchors = maps[1].shape[1] // 4
             masks.append(mask.flatten(1).repeat_interleave(anchors, 1).flatten())
             maps = [x[..., :height, :width].contiguous() for x in maps]
-            for side, outputs in zip(rows, (maps[: len(student)], maps[len(student) :])):
-                side.append([permute_to_N_HWA_K(x, k).flatten(0, 1) for x, k in zip(outputs, widths)])
+            for network, outputs in zip(rows, (maps[: len(student)], maps[len(student) :])):
+                network.append([permute_to_N_HWA_K(x, k).flatten(0, 1) for x, k in zip(outputs, widths)])
         return PredictionPair(_joined(rows[0]), _joined(rows[1]), torch.cat(masks) if padded else None)
 
 
 def _joined(levels: Sequence[Sequence[Tensor]]) -> Prediction:
-    """Rows of all levels; each level gives scores, boxes and, of FCOS, centerness."""
+    """Joins the rows of all levels; each gives scores, boxes and, of FCOS, centerness."""
     scores, boxes, *centerness = (torch.cat(outputs) for outputs in zip(*levels))
     return Prediction(scores, boxes, centerness[0].flatten() if centerness else None)
 
 
 class ProposalHead:
-    """The box head of Faster or Mask R-CNN: features (R, C, 1, 1) and predictions of R proposals."""
+    """The box head of Faster or Mask R-CNN, for R proposals."""
 
-    def __init__(self, detector: Any) -> None:
+    def __init__(self, detector: GeneralizedRCNN) -> None:
         self.detector, self.heads = detector, detector.roi_heads
 
     def info(self) -> TapInfo:
-        """What is known of both taps."""
+        """Returns the properties of both taps."""
         predictor = self.heads.box_predictor
         weight = predictor.cls_score.weight
         return TapInfo(
@@ -141,10 +169,9 @@ class ProposalHead:
             head=HeadInfo(
                 kind="proposals",
                 num_classes=self.heads.num_classes,
-                boxes={
-                    "box outputs are": predictor.bbox_pred.out_features,
-                    "box coding is": _coding(predictor.box2box_transform),
-                },
+                boxes=BoxMeaning(
+                    coding=_coding(predictor.box2box_transform), columns=predictor.bbox_pred.out_features
+                ),
                 classifier_std=weight.detach().float().std().item(),
                 softmax=self.softmax,
             ),
@@ -152,18 +179,19 @@ class ProposalHead:
 
     @property
     def softmax(self) -> bool:
+        """True where a proposal has one class at most, False for sigmoid classifiers."""
         return not getattr(self.heads.box_predictor, "use_sigmoid_ce", False)
 
     @contextmanager
-    def capture(self, taps: Sequence[str]) -> Iterator[Found]:
+    def capture(self, taps: Sequence[str]) -> Iterator[Captured]:
         """While active, a forward pass of the box head fills the yielded dict."""
-        found: dict[str, Any] = {}
+        found: dict[str, object] = {}
 
-        def keep_proposals(module: nn.Module, args: Any, output: Tensor) -> None:
+        def keep_proposals(module: nn.Module, args: tuple[list[Tensor], list[Boxes]], output: Tensor) -> None:
             found[PROPOSALS] = [boxes.tensor.detach() for boxes in args[1]]
 
         heads = self.heads
-        hooks = {
+        hooks: dict[str, tuple[nn.Module, Hook]] = {
             HEAD: (heads.box_head, lambda module, args, output: found.update({HEAD: output.flatten(1)})),
             PREDICTIONS: (
                 heads.box_predictor,
@@ -173,8 +201,8 @@ class ProposalHead:
         with _hooked([(heads.box_pooler, keep_proposals), *(hooks[tap] for tap in taps)]):
             yield found
 
-    def run(self, features: Mapping[str, Tensor], taps: Sequence[str], student: Found) -> Found:
-        """On the student's proposals."""
+    def run(self, features: Mapping[str, Tensor], taps: Sequence[str], student: Captured) -> Captured:
+        """Runs as much of the head as the taps need, on the student's proposals."""
         maps = [features[name] for name in self.heads.box_in_features]
         pooled = self.heads.box_pooler(maps, [Boxes(boxes) for boxes in student[PROPOSALS]])
         with self.capture(taps) as found:
@@ -184,9 +212,9 @@ class ProposalHead:
         return found
 
     def pair(
-        self, tap: str, student: Found, teacher: Found, batched_inputs: Sequence[Mapping[str, Any]]
-    ) -> Any:
-        """For a method: `list[TapFeatures]` or :class:`PredictionPair`."""
+        self, tap: str, student: Captured, teacher: Captured, batched_inputs: BatchedInputs
+    ) -> FeaturesOfTap:
+        """Returns a method's features at `HEAD` or `PREDICTIONS`."""
         if tap == PREDICTIONS:
             return PredictionPair(self._prediction(student[tap]), self._prediction(teacher[tap]), None)
         return [TapFeatures(student[tap][..., None, None], teacher[tap][..., None, None], None)]
@@ -200,17 +228,17 @@ class ProposalHead:
 Head = Union[DenseHead, ProposalHead]
 
 
-def find_head(detector: Any) -> Head:
-    """The head of a detector.
+def find_head(detector: nn.Module) -> Head:
+    """Returns the head of a detector.
 
     Raises:
         UnknownTap: it has none of the known kinds.
     """
     if isinstance(detector, (RetinaNet, FCOS)) and _has(detector.head, "cls_subnet", "cls_score"):
         return DenseHead(detector)
-    heads: Any = getattr(detector, "roi_heads", None)
+    heads = getattr(detector, "roi_heads", None)
     plain = isinstance(heads, StandardROIHeads) and not isinstance(heads, (CascadeROIHeads, RROIHeads))
-    if plain and _has(heads.box_predictor, "cls_score", "bbox_pred"):
+    if heads is not None and plain and _has(heads.box_predictor, "cls_score", "bbox_pred"):
         return ProposalHead(detector)
     raise UnknownTap(
         f"{type(detector).__name__} has no head of RetinaNet, FCOS or a Faster or Mask R-CNN with an FPN"
@@ -225,13 +253,14 @@ def _trainable(*modules: nn.Module) -> bool:
     return any(parameter.requires_grad for module in modules for parameter in module.parameters())
 
 
-def _coding(transform: Any) -> dict[str, Any]:
-    """How box outputs encode boxes, so that two of them compare whichever config they are from."""
-    return {name: list(x) if isinstance(x, Sequence) else x for name, x in vars(transform).items()}
+def _coding(transform: object) -> dict[str, object]:
+    """Returns how box outputs encode boxes, the same for yaml's tuples and a LazyConfig's lists."""
+    found = {name: getattr(transform, name, None) for name in BOX_CODING}
+    return {name: list(x) if isinstance(x, Sequence) else x for name, x in found.items() if x is not None}
 
 
 @contextmanager
-def _hooked(hooks: Sequence[tuple[nn.Module, Any]]) -> Iterator[None]:
+def _hooked(hooks: Sequence[tuple[nn.Module, Hook]]) -> Iterator[None]:
     handles = [module.register_forward_hook(hook) for module, hook in hooks]
     try:
         yield

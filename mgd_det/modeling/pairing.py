@@ -20,15 +20,15 @@ def pair_maps(
     counts: Tensor | None = None,
     boxes: Sequence[Tensor] | None = None,
 ) -> TapFeatures:
-    """Two maps of one stride, cut to their common size, with the positions that count.
+    """Returns two maps of one stride, cut to their common size, with the positions that count.
 
     Args:
         student, teacher: (N, C, H, W); the networks may pad to different multiples, always at the right
             and bottom.
         images: (C, h, w) each, before padding.
         stride: of the maps.
-        counts: (N, 1, H, W) bool, positions that count beside being unpadded; None: all do.
-        boxes: (G, 4) ground truth of each image, if its positions are to be marked.
+        counts: (N, 1, H, W) bool, True at positions that count if they are not padding; None: all do.
+        boxes: (G, 4) ground truth of each image, in pixels; None leaves `foreground` out.
     """
     height, width = common_size(student, teacher)
     mask = unpadded_mask(images, stride, height, width)
@@ -40,14 +40,14 @@ def pair_maps(
 
 
 def common_size(*maps: Tensor) -> tuple[int, int]:
-    """Smallest height and width of (N, C, H, W) maps."""
+    """Returns the smallest height and width of (N, C, H, W) maps."""
     return min(x.shape[2] for x in maps), min(x.shape[3] for x in maps)
 
 
 def unpadded_mask(images: Sequence[Tensor], stride: int, height: int, width: int) -> Tensor | None:
-    """(N, 1, height, width), True at positions (y, x) with y * stride and x * stride inside the image.
+    """Returns (N, 1, height, width), True where y * stride and x * stride lie inside the image.
 
-    None where that holds throughout, so that the common case costs nothing.
+    Returns None where that holds throughout, so that the common case costs nothing.
     """
     rows = [-(-image.shape[-2] // stride) for image in images]
     columns = [-(-image.shape[-1] // stride) for image in images]
@@ -55,7 +55,7 @@ def unpadded_mask(images: Sequence[Tensor], stride: int, height: int, width: int
         return None
     device = images[0].device
     extents = torch.tensor([rows, columns])
-    if device.type == "cuda":  # out of ordinary memory the copy would wait for the GPU, and the host with it
+    if device.type == "cuda":  # a copy from ordinary memory would make the host wait for the GPU
         extents = extents.pin_memory()
     valid_rows, valid_columns = extents.to(device, non_blocking=True)[..., None]
     inside_rows = torch.arange(height, device=device) < valid_rows

@@ -1,22 +1,24 @@
 """Reading features out of stock Detectron2 networks, through hooks that live for one forward pass.
 
-Names of taps: `res2` .. `res5` are the residual sums of a ResNet stage's last block *before* the ReLU,
-`res2_relu` .. the same after it; `p2` .. `p7` are outputs of the FPN, which have no ReLU; any other name is
-the path of a module inside the backbone. `student_name=teacher_name` takes another tap of the teacher.
-Beside these there are `head` and `predictions`, see `heads.py`.
+The taps `res2` to `res5` are the residual sums of a ResNet stage's last block *before* the ReLU, `res2_relu`
+to `res5_relu` the same after it; `p2` to `p7` are outputs of the FPN, which have no ReLU. Any other name is
+the path of a module inside the backbone. `student_name=teacher_name` takes another tap of the teacher. The
+taps `head` and `predictions` are described in `heads.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Callable, Union
+from typing import Callable, Union, cast
 
 import torch
-from detectron2.layers import FrozenBatchNorm2d
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 
+from mgd_det.detectron2_compat import BatchNorm
+from mgd_det.detectron2_types import Detector
 from mgd_det.errors import UnknownTap
 from mgd_det.maths.gradient_ratios import GradientPoint
 from mgd_det.methods import HEAD_TAPS, TapInfo
@@ -25,7 +27,7 @@ from .heads import find_head
 
 PROBE_SIZE = 256  # pixels; a multiple of every stride up to that of p7 and of res5
 
-# Takes a tap's features, and the network's own tensor that holds them or through which they pass on.
+# Takes a tap's features, and the tensor inside the network that holds them or passes them on.
 Emit = Callable[[Tensor, Tensor], None]
 
 
@@ -40,26 +42,27 @@ class ResidualSum:
     convolution, so the sum is formed here as a tensor of its own, inside the autograd graph.
     """
 
-    def __init__(self, block: Any) -> None:
+    def __init__(self, block: nn.Module) -> None:
         self.block = block
-        self.last_conv = getattr(block, "conv3", None) or block.conv2
+        self.last_conv: nn.Module = getattr(block, "conv3", None) or block.get_submodule("conv2")
+        self.shortcut: nn.Module | None = getattr(block, "shortcut", None)
         self.norm: nn.Module | None = getattr(self.last_conv, "norm", None)
-        self.hooked: list[nn.Module] = [m for m in (block, self.last_conv, block.shortcut) if m is not None]
+        self.hooked = [module for module in (block, self.last_conv, self.shortcut) if module is not None]
 
-    def attach(self, emit: Emit) -> list[Any]:
+    def attach(self, emit: Emit) -> list[RemovableHandle]:
         parts: list[Tensor] = []
 
         def keep_input(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             parts.append(args[0])
 
-        def keep_branch(module: nn.Module, args: Any, output: Tensor) -> None:
+        def keep_branch(module: nn.Module, args: object, output: Tensor) -> None:
             parts.append(output)
 
-        def emit_sum(module: nn.Module, args: Any, output: Tensor) -> None:
-            branch = output if self.block.shortcut is None else parts[0]
+        def emit_sum(module: nn.Module, args: object, output: Tensor) -> None:
+            branch = output if self.shortcut is None else parts[0]
             emit(parts.pop() + output, branch)
 
-        if self.block.shortcut is None:
+        if self.shortcut is None:
             return [
                 self.block.register_forward_pre_hook(keep_input),
                 self.last_conv.register_forward_hook(emit_sum),
@@ -67,38 +70,43 @@ class ResidualSum:
         # A projection runs after the last convolution, before anything is changed in place.
         return [
             self.last_conv.register_forward_hook(keep_branch),
-            self.block.shortcut.register_forward_hook(emit_sum),
+            self.shortcut.register_forward_hook(emit_sum),
         ]
 
 
 class BackboneOutput:
     """An entry of the dict that the backbone returns."""
 
-    norm = None
+    norm: nn.Module | None = None
 
-    def __init__(self, backbone: Any, name: str) -> None:
+    def __init__(self, backbone: nn.Module, name: str) -> None:
         self.backbone, self.name = backbone, name
-        self.hooked: list[nn.Module] = [backbone]
+        self.hooked = [backbone]
 
-    def attach(self, emit: Emit) -> list[Any]:
-        def emit_output(module: nn.Module, args: Any, output: Mapping[str, Tensor]) -> None:
+    def attach(self, emit: Emit) -> list[RemovableHandle]:
+        def emit_output(module: nn.Module, args: object, output: Mapping[str, Tensor]) -> None:
             emit(output[self.name], output[self.name])
 
         return [self.backbone.register_forward_hook(emit_output)]
 
 
 class ModuleOutput:
-    """What a module of the backbone returns."""
+    """The output of a module of the backbone.
 
-    norm = None
+    Args:
+        module: the module.
+        copy: hand out a copy, where the network goes on to change the output in place.
+    """
 
-    def __init__(self, module: Any, *, copy: bool) -> None:
+    norm: nn.Module | None = None
+
+    def __init__(self, module: nn.Module, *, copy: bool) -> None:
         self.module, self.copy = module, copy
-        self.hooked: list[nn.Module] = [module]
+        self.hooked = [module]
 
-    def attach(self, emit: Emit) -> list[Any]:
-        def emit_output(module: nn.Module, args: Any, output: Any) -> None:
-            # The network may go on to change it in place.
+    def attach(self, emit: Emit) -> list[RemovableHandle]:
+        def emit_output(module: nn.Module, args: object, output: Tensor) -> None:
+            # Some modules return another type, which `inspect_taps` refuses.
             emit(output.clone() if self.copy and isinstance(output, Tensor) else output, output)
 
         return [self.module.register_forward_hook(emit_output)]
@@ -107,27 +115,27 @@ class ModuleOutput:
 Tap = Union[ResidualSum, BackboneOutput, ModuleOutput]
 
 
-def sides(tap: str) -> tuple[str, str]:
-    """The names of a tap in the student and in the teacher."""
+def student_and_teacher_names(tap: str) -> tuple[str, str]:
+    """Returns the names of a tap in the student and in the teacher."""
     student, _, teacher = tap.partition("=")
     return student, teacher or student
 
 
-def find_tap(backbone: Any, name: str) -> Tap:
-    """Locate a tap in a backbone, with or without an FPN around it.
+def find_tap(backbone: nn.Module, name: str) -> Tap:
+    """Returns a tap of a backbone, with or without an FPN around it.
 
     Raises:
         UnknownTap: there is no such tap.
     """
-    bottom_up = getattr(backbone, "bottom_up", backbone)
+    bottom_up: nn.Module = getattr(backbone, "bottom_up", backbone)
     stages = {
         name: blocks
         for name, blocks in bottom_up.named_children()
         if isinstance(blocks, nn.Sequential) and _is_residual(blocks[-1])
     }
     modules = dict(backbone.named_modules())
-    shapes = backbone.output_shape() if hasattr(backbone, "output_shape") else {}
-    outputs = [output for output in shapes if output not in stages and output not in modules]
+    output_shape: Callable[[], dict[str, ShapeSpec]] = getattr(backbone, "output_shape", dict)
+    outputs = [output for output in output_shape() if output not in stages and output not in modules]
     if name in stages:
         return ResidualSum(stages[name][-1])
     if name.endswith("_relu") and name[: -len("_relu")] in stages:
@@ -140,33 +148,33 @@ def find_tap(backbone: Any, name: str) -> Tap:
     raise UnknownTap(f"it has the taps {[*stages, *stages_relu, *outputs]}, and its modules' paths")
 
 
-def _is_residual(block: Any) -> bool:
+def _is_residual(block: nn.Module) -> bool:
     return hasattr(block, "conv2") and hasattr(block, "shortcut")
 
 
-def last_norms(backbone: Any) -> list[Any]:
-    """The norms that end the residual branches of a backbone."""
+def last_norms(backbone: nn.Module) -> list[nn.Module | None]:
+    """Returns the norms that end the residual branches of a backbone, None for those without."""
     return [ResidualSum(block).norm for block in backbone.modules() if _is_residual(block)]
 
 
 @contextmanager
 def capture(
-    backbone: Any,
+    backbone: nn.Module,
     names: Sequence[str],
     *,
     stop: bool = False,
     points: dict[str, GradientPoint] | None = None,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[dict[str, Tensor]]:
     """While active, a forward pass of `backbone` fills the yielded dict: name -> (N, C, H, W).
 
     Args:
         backbone: a Detectron2 backbone.
         names: of the taps.
         stop: leave the network, and the body of the `with`, as soon as the last tap has been seen.
-        points: filled like the yielded dict, with the places at which the taps' gradients can be seen.
+        points: filled like the yielded dict, with the places at which the taps' gradients can be read.
     """
-    features: dict[str, Any] = {}
-    handles: list[Any] = []
+    features: dict[str, Tensor] = {}
+    handles: list[RemovableHandle] = []
 
     def emitter(name: str) -> Emit:
         def emit(tensor: Tensor, source: Tensor) -> None:
@@ -191,7 +199,7 @@ def capture(
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode for the time being; afterwards every submodule gets back the mode that it had."""
+    """While active, a model is in eval mode; afterwards every submodule gets back the mode that it had."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -201,14 +209,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def split(names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Taps in the backbone, and taps in the head; each once."""
+def backbone_and_head_taps(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Returns the taps in the backbone and those in the head, each once."""
     unique = list(dict.fromkeys(names))
     return [n for n in unique if n not in HEAD_TAPS], [n for n in unique if n in HEAD_TAPS]
 
 
-def inspect_taps(detector: Any, names: Sequence[str]) -> dict[str, TapInfo]:
-    """Report what each tap gives; the backbone is run once on zeros for it.
+def inspect_taps(detector: nn.Module, names: Sequence[str]) -> dict[str, TapInfo]:
+    """Returns the properties of each tap; the backbone is run once on zeros for it.
 
     Raises:
         UnknownTap: the detector has no such tap; or no `backbone` at all.
@@ -216,10 +224,10 @@ def inspect_taps(detector: Any, names: Sequence[str]) -> dict[str, TapInfo]:
     backbone = getattr(detector, "backbone", None)
     if not isinstance(backbone, nn.Module):
         raise UnknownTap(f"{type(detector).__name__} has no `backbone`")
-    names, head_names = split(names)
+    names, head_names = backbone_and_head_taps(names)
     found = {name: find_head(detector).info() for name in head_names}
-    size = PROBE_SIZE
-    zeros = torch.zeros(1, len(detector.pixel_mean), size, size, device=detector.pixel_mean.device)
+    mean, size = cast(Detector, detector).pixel_mean, PROBE_SIZE
+    zeros = torch.zeros(1, len(mean), size, size, device=mean.device)
     with evaluating(detector), torch.enable_grad(), capture(backbone, names, stop=True) as features:
         if names:
             backbone(zeros)
@@ -237,8 +245,8 @@ def inspect_taps(detector: Any, names: Sequence[str]) -> dict[str, TapInfo]:
 
 
 def _moments(norm: nn.Module | None) -> tuple[Tensor, Tensor] | None:
-    """Affine parameters of a batch norm, where they are the mean and deviation of its output."""
-    if not isinstance(norm, (FrozenBatchNorm2d, _BatchNorm)) or norm.weight is None:
+    """Returns the affine parameters of a batch norm, if they are the mean and deviation of its output."""
+    if not isinstance(norm, (FrozenBatchNorm2d, BatchNorm)) or norm.weight is None:
         return None
     if isinstance(norm, FrozenBatchNorm2d):
         # Model-zoo weights converted from Caffe2 carry the statistics folded into weight and bias.

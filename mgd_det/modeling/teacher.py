@@ -21,12 +21,13 @@ from mgd_det.checkpoint.checkpointer import ReportingCheckpointer
 from mgd_det.config import load_config, student_config
 from mgd_det.config.lazy import build_lazy, image_format, is_lazy, lazy_student, load_lazy
 from mgd_det.config.values import TEACHER_DTYPES
+from mgd_det.detectron2_compat import apply_to_tensors, undo_compile
 from mgd_det.errors import ConfigError, building_from_config
 from mgd_det.rng import isolated_rng
 
 from .heads import find_head
-from .taps import capture, split
-from .teacher_compile import compile_between, undo_compile
+from .taps import backbone_and_head_taps, capture
+from .teacher_compile import compile_between
 
 logger = logging.getLogger("detectron2." + __name__)
 
@@ -226,7 +227,7 @@ class Teacher:
 
     def follow(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Apply to its tensors what `.to()`, `.cuda()`, `.half()` ... apply to the student's."""
-        self.model._apply(fn)
+        apply_to_tensors(self.model, fn)
 
     def pixels(self, images: Sequence[Tensor], image_format: str) -> Tensor:
         """Returns the network's input, (N, C, H, W): in its channel order, normalised and padded."""
@@ -251,7 +252,7 @@ class Teacher:
             `heads.py` says.
         """
         pixels = self.pixels(images, image_format).contiguous(memory_format=self.memory_format)
-        names, head_names = split(names)
+        names, head_names = backbone_and_head_taps(names)
         with self._autocast(pixels.device.type):
             features, outputs = self._run_backbone(pixels, names, stop=not head_names)
             if head_names:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
-import torch
 from torch import nn
+
+from mgd_det.detectron2_compat import allow_compilations
 
 from .taps import find_tap
 
@@ -25,17 +26,10 @@ def compile_between(backbone: nn.Module, names: Sequence[str]) -> None:
         backbone: the backbone; it is changed in place, its parameters and its `state_dict()` are not.
         names: the names of the taps.
     """
-    config = torch._dynamo.config
-    config.cache_size_limit = max(config.cache_size_limit, COMPILATIONS)
+    allow_compilations(COMPILATIONS)
     hooked = {module for name in names for module in find_tap(backbone, name).hooked}
     for part in _parts(backbone, hooked):
         part.compile(dynamic=True)
-
-
-def undo_compile(backbone: nn.Module) -> None:
-    """Let a backbone run as if it had not been compiled."""
-    for module in backbone.modules():
-        module._compiled_call_impl = None
 
 
 def _parts(module: nn.Module, hooked: Collection[nn.Module]) -> Iterator[nn.Module]:

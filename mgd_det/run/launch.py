@@ -15,6 +15,8 @@ from detectron2.engine import launch as launch_gpus
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
+from mgd_det.detectron2_compat import set_local_group
+
 TIMEOUT = timedelta(minutes=30)
 
 
@@ -65,17 +67,5 @@ def _join_torchrun(args: Namespace) -> None:
     if on_gpu:
         torch.cuda.set_device(local_rank)
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT)
-    _set_local_group(local_size)
+    set_local_group(local_size)
     comm.synchronize()
-
-
-def _set_local_group(local_size: int) -> None:
-    """Tell Detectron2 which ranks share this machine, for which 0.6 has no function."""
-    if hasattr(comm, "create_local_process_group"):
-        comm.create_local_process_group(local_size)
-        return
-    machine = dist.get_rank() // local_size
-    for i in range(dist.get_world_size() // local_size):
-        group = dist.new_group(list(range(i * local_size, (i + 1) * local_size)))
-        if i == machine:
-            comm._LOCAL_PROCESS_GROUP = group

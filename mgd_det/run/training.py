@@ -15,8 +15,9 @@ from detectron2.utils.file_io import PathManager
 from mgd_det.checkpoint.checkpointer import trainer_state
 from mgd_det.config import student_config, uses_teacher
 from mgd_det.config.lazy import lazy_student, load_lazy, save_lazy
-from mgd_det.distributed import unwrapped
+from mgd_det.detectron2_compat import last_eval_results
 from mgd_det.engine.exact_resume import resolve_seed
+from mgd_det.engine.rematch import detector_of
 from mgd_det.engine.trainer import Trainer
 from mgd_det.errors import ConfigError
 
@@ -47,12 +48,12 @@ def train(cfg: CfgNode, args: Namespace) -> None:
         trainer.resume_or_load(resume=args.resume)
     set_up(cfg, args, log)
     if uses_teacher(cfg) and trainer.start_iter == 0:
-        require_teacher_ap(cfg, unwrapped(trainer.model).teacher)
+        require_teacher_ap(cfg, detector_of(trainer).teacher)
     save_student_config(cfg)
     start = time.monotonic()
     trainer.train()
     if comm.is_main_process():
-        results = getattr(trainer, "_last_eval_results", None)
+        results = last_eval_results(trainer)
         logger.info(summary(cfg, results, time.monotonic() - start))
 
 

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import os
 from functools import partial
+from pydoc import locate
 
 import pytest
 import torch
+from detectron2.config import LazyCall, LazyConfig
 from detectron2.engine import DefaultTrainer
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
+from omegaconf import OmegaConf
 
 from mgd_det import RematchHook, register_datasets
 from mgd_det.config import student_config
 from mgd_det.data.matching_images import MatchingImages
+from mgd_det.engine.exact_resume import ExactResumeHook
 from mgd_det.engine.schedules import UpdateSchedule
+from mgd_det.engine.state_keys import EXACT_RESUME_STATE, MATCHING_STATE
 from mgd_det.errors import ConfigError
+from mgd_det.modeling.step_plan import StepPlan
 
 
 def due(schedule: UpdateSchedule, last: int) -> list[int]:
@@ -24,7 +30,7 @@ def due(schedule: UpdateSchedule, last: int) -> list[int]:
 
 def test_default_schedule_over_a_coco_run(mgd_cfg):
     mgd_cfg.DISTILL.MATCHING.PERIOD = 5000
-    schedule = RematchHook(mgd_cfg).updates
+    schedule = UpdateSchedule.from_config(mgd_cfg)
     assert due(schedule, 90000) == [0, 5000, 10000, 15000, 30000, 45000, 60000, 75000, 90000]
 
 
@@ -92,6 +98,31 @@ def test_it_plugs_into_a_stock_trainer_and_survives_resume(mgd_cfg):
     for name in ("model_0000001.pth", "model_final.pth"):
         saved = torch.load(f"{mgd_cfg.OUTPUT_DIR}/{name}", weights_only=True)
         stock.load_state_dict(saved["model"], strict=True)
+
+
+def test_a_renamed_hook_reads_the_checkpoints_of_before(mgd_cfg):
+    """Detectron2 finds a hook's state by the name of its class, which ours pin."""
+    assert RematchHook.__qualname__ == MATCHING_STATE
+    assert ExactResumeHook.__qualname__ == EXACT_RESUME_STATE
+
+    class Renamed(RematchHook):
+        __qualname__ = MATCHING_STATE
+
+    first = trained(mgd_cfg, 2)
+    solved = first.model.distill_state()["mgd"]["_extra_state"]["matchings"]["res4"]["groups"]
+    mgd_cfg.SOLVER.MAX_ITER = 3
+    second = DefaultTrainer(mgd_cfg)
+    second.register_hooks([Renamed(mgd_cfg)])
+    train(second)
+    assert second.start_iter == 2
+    loaded = second.model.distill_state()["mgd"]["_extra_state"]["matchings"]["res4"]["groups"]
+    assert torch.equal(loaded, solved)
+
+
+@pytest.mark.parametrize("hook", [RematchHook, ExactResumeHook])
+def test_a_lazy_config_saves_a_hook_under_a_name_that_imports_it(hook, tmp_path):
+    LazyConfig.save(OmegaConf.create({"hook": LazyCall(hook)(cfg=None)}), str(tmp_path / "hook.yaml"))
+    assert locate(LazyConfig.load(str(tmp_path / "hook.yaml")).hook._target_) is hook
 
 
 def test_each_update_is_logged_with_cost_and_change(mgd_cfg):
@@ -212,7 +243,7 @@ def test_losses_rise_fall_and_stop(mgd_cfg):
 
 def test_stopped_losses_reach_every_parameter_and_leave_the_teacher_alone(mgd_cfg, labelled):
     model = build_model(mgd_cfg)
-    model.loss_factor = 0.0
+    model.plan_step(StepPlan(loss_factor=0.0))
     with EventStorage():
         sum(model(labelled).values()).backward()
     assert model.teacher is None

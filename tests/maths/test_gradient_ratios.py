@@ -8,6 +8,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from mgd_det.maths.gradient_ratios import GradientPoint, GradientRatios
+from mgd_det.modeling.step_plan import StepPlan
 from mgd_det.modeling.taps import capture
 
 
@@ -82,17 +83,16 @@ def step(detector, batch):
 
 def test_in_a_real_step_they_are_those_of_separate_backward_passes(detector, labelled):
     """Every kind of tap, taps that lie behind one another, blocks with and without a projection."""
-    detector.measure_next = True
+    detector.plan_step(StepPlan(measure_gradients=True))
     step(detector, labelled)
-    found = detector.measured.ratios()
+    found = detector.take_gradient_ratios()
     assert list(found) == list(detector.losses)
 
     vars(detector.student).pop("loss_normalizer")
-    detector._measure = lambda losses, points: (losses, points)
-    detector.measure_next = True
-    with EventStorage():
+    points = {}
+    names = [tap.split("=")[0] for tap in TAPS]
+    with EventStorage(), capture(detector.student.backbone, names, points=points):
         losses = detector(labelled)
-    _, points = detector.measured
     task = sum(loss for name, loss in losses.items() if name not in detector.losses)
     for name, (tap, _) in detector.losses.items():
         edge = points[tap.split("=")[0]].edge
@@ -104,10 +104,10 @@ def test_in_a_real_step_they_are_those_of_separate_backward_passes(detector, lab
 
 def test_measuring_leaves_every_gradient_as_it_was(detector, labelled):
     plain = step(detector, labelled)
-    detector.measure_next = True
+    detector.plan_step(StepPlan(measure_gradients=True))
     measured = step(detector, labelled)
-    assert detector.measured is not None
-    assert not detector.measure_next
+    assert detector.take_gradient_ratios()
+    assert not detector.plan.measure_gradients
     assert plain.keys() == measured.keys()
     assert all(torch.equal(plain[name], measured[name]) for name in plain)
 

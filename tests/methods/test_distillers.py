@@ -13,6 +13,7 @@ from helpers.detectors import distil, save_teacher, small, with_masks
 from mgd_det.config import student_config
 from mgd_det.errors import ConfigError
 from mgd_det.methods import HEAD_TAPS
+from mgd_det.modeling.step_plan import StepPlan
 
 IMITATION = [f"loss_imitation_{tap}" for tap in ("p3", "p4", "p5")]
 MLP = [f"loss_channel_mlp_{tap}" for tap in ("p3", "p4", "p5")]
@@ -75,9 +76,7 @@ def make(demo_data, tmp_path, teachers):
 
 def built(cfg):
     torch.manual_seed(0)
-    detector = build_model(cfg)
-    detector._seen_a_batch = True  # a first look runs the teacher several times
-    return detector
+    return build_model(cfg)
 
 
 def step(detector, batch):
@@ -114,7 +113,7 @@ def test_a_method_in_a_whole_distiller(kind, methods, names, make, labelled):
 
     # Stopped, the losses are zero and still reach every parameter of the methods.
     detector.zero_grad()
-    detector.loss_factor = 0.0
+    detector.plan_step(StepPlan(loss_factor=0.0))
     stopped = step(detector, batch)
     assert [stopped[name].item() for name in names] == [0] * len(names)
     sum(stopped.values()).backward()
@@ -228,13 +227,13 @@ def test_projections_at_the_head_follow_the_teachers_trained_classifier(kind, ma
 
 def test_gradient_ratios_are_of_losses_in_the_backbone_alone(make, labelled):
     detector = built(make("retinanet", ["imitation", "lsh", "logits"]))
-    detector.measure_next = True
+    detector.plan_step(StepPlan(measure_gradients=True))
     sum(step(detector, labelled).values()).backward()
-    assert list(detector.measured.ratios()) == IMITATION
+    assert list(detector.take_gradient_ratios()) == IMITATION
     detector = built(make("retinanet", ["lsh", "logits"]))
-    detector.measure_next = True
+    detector.plan_step(StepPlan(measure_gradients=True))
     sum(step(detector, labelled).values()).backward()
-    assert detector.measured is None
+    assert detector.take_gradient_ratios() == {}
 
 
 def test_a_two_stage_teachers_fpn_teaches_a_one_stage_student(make, labelled, teachers):

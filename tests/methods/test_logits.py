@@ -10,25 +10,21 @@ from detectron2.config import get_cfg
 
 from mgd_det.config import add_mgd_config
 from mgd_det.errors import ConfigError
-from mgd_det.methods import HeadInfo, LossInfo, Prediction, PredictionPair, TapInfo
+from mgd_det.methods import BoxMeaning, HeadInfo, LossInfo, Prediction, PredictionPair, TapInfo
 from mgd_det.methods.logits import Logits
 
 NAN = float("nan")
 BOXES = {
-    "anchors": {
-        "anchors are": [[[0, 0, 8, 8]]],
-        "anchors' offset is": 0.0,
-        "box coding is": {"weights": [1.0]},
-    },
-    "points": {"anchors are": [[[0, 0, 8, 8]]], "anchors' offset is": 0.5, "box coding is": {}},
-    "proposals": {"box outputs are": 8, "box coding is": {"weights": [10.0]}},
+    "anchors": BoxMeaning({"weights": [1.0]}, anchors=[[[0, 0, 8, 8]]], anchor_offset=0.0),
+    "points": BoxMeaning({}, anchors=[[[0, 0, 8, 8]]], anchor_offset=0.5),
+    "proposals": BoxMeaning({"weights": [10.0]}, columns=8),
 }
 
 
-def head(kind: str, **changes) -> HeadInfo:
-    info = HeadInfo(kind, 2, dict(BOXES[kind]), 0.01, kind == "proposals")
-    boxes = {**info.boxes, **changes.pop("boxes", {})}
-    return info._replace(boxes=boxes, **changes)
+def head(kind: str, boxes=(), **changes) -> HeadInfo:
+    """A head of a kind, with other fields; `boxes` are fields of its boxes' meaning."""
+    meaning = BOXES[kind]._replace(**dict(boxes))
+    return HeadInfo(kind, 2, meaning, 0.01, kind == "proposals")._replace(**changes)
 
 
 def logits(kind: str, **options) -> Logits:
@@ -200,22 +196,22 @@ def test_networks_that_predict_the_same_are_taken(kind):
         (head("anchors"), head("anchors", num_classes=80), r"2 classes \(NUM_CLASSES.*80.*METHODS"),
         (
             head("anchors"),
-            head("anchors", boxes={"anchors are": [[[0, 0, 16, 16]]]}),
+            head("anchors", boxes={"anchors": [[[0, 0, 16, 16]]]}),
             r"student's anchors are .*8, 8.*teacher's .*16, 16.*MODEL\.ANCHOR_GENERATOR",
         ),
         (
             head("points"),
-            head("points", boxes={"anchors' offset is": 0.0}),
+            head("points", boxes={"anchor_offset": 0.0}),
             r"anchors' offset is 0\.5, the teacher's 0\.0",
         ),
         (
             head("anchors"),
-            head("anchors", boxes={"box coding is": {"weights": [10.0]}}),
+            head("anchors", boxes={"coding": {"weights": [10.0]}}),
             r"box coding is .*1\.0.*10\.0.*BBOX_REG_WEIGHTS.*BOX_WEIGHT 0",
         ),
         (
             head("proposals"),
-            head("proposals", boxes={"box outputs are": 4}),
+            head("proposals", boxes={"columns": 4}),
             r"box outputs are 8, the teacher's 4.*CLS_AGNOSTIC_BBOX_REG.*BOX_WEIGHT 0",
         ),
     ],
@@ -226,17 +222,17 @@ def test_networks_that_differ_are_refused_by_what_differs(student, teacher, mess
 
 
 def test_without_the_box_loss_boxes_may_differ_but_not_the_anchors():
-    attach(head("proposals"), head("proposals", boxes={"box outputs are": 4}), box_weight=0.0)
-    attach(head("anchors"), head("anchors", boxes={"box coding is": {}}), box_weight=0.0)
+    attach(head("proposals"), head("proposals", boxes={"columns": 4}), box_weight=0.0)
+    attach(head("anchors"), head("anchors", boxes={"coding": {}}), box_weight=0.0)
     with pytest.raises(ConfigError, match="anchors are") as error:
-        attach(head("anchors"), head("anchors", boxes={"anchors are": []}), box_weight=0.0)
+        attach(head("anchors"), head("anchors", boxes={"anchors": []}), box_weight=0.0)
     assert "BOX_WEIGHT" not in str(error.value)
 
 
 def test_a_long_list_of_anchors_is_cut_in_the_message():
     anchors = [[[float(x)] * 4 for x in range(9)]] * 5
     with pytest.raises(ConfigError) as error:
-        attach(head("anchors"), head("anchors", boxes={"anchors are": anchors}))
+        attach(head("anchors"), head("anchors", boxes={"anchors": anchors}))
     assert len(str(error.value)) < 500
 
 

@@ -58,8 +58,7 @@ def test_the_reference_reduction_by_hand():
     mask = torch.ones(2, 1, 4, 6, dtype=torch.bool)
     mask[1, :, :, 3:] = False
     found = features(4, 8, mask)
-    mgd = solved(found, "res4", reduction="reference", weights=[0.5])
-    mgd.num_ranks = 3
+    mgd = solved(found, "res4", reduction="reference", weights=[0.5], num_ranks=3)
     groups, margin, _ = mgd._matchings["res4"]
     target = torch.maximum(absolute_max(found.teacher, groups), margin[:, None, None])
     active = (found.student > target) | (target > 0)

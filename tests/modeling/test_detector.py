@@ -16,8 +16,10 @@ from mgd_det.config import student_config
 from mgd_det.errors import ConfigError
 from mgd_det.maths.losses import pooled_partial_l2
 from mgd_det.maths.matching import assign_groups, channel_cost
-from mgd_det.modeling.detector import NotMatchedError
+from mgd_det.methods.imitation import Imitation
+from mgd_det.modeling.detector import DistilledDetector, NotMatchedError
 from mgd_det.modeling.pairing import unpadded_mask
+from mgd_det.modeling.step_plan import StepPlan
 from mgd_det.modeling.taps import capture, evaluating
 
 
@@ -185,8 +187,66 @@ def test_disabled_it_has_no_methods_and_no_teacher(mgd_cfg, labelled):
 def test_attributes_of_the_student_are_found(detector):
     assert detector.backbone is detector.student.backbone
     assert detector.device == torch.device("cpu")
-    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+    assert detector.head_in_features == ["p3", "p4", "p5", "p6", "p7"]
+    assert detector.pixel_mean is detector.student.pixel_mean
+    assert not hasattr(detector, "roi_heads")  # which a RetinaNet has not
+    with pytest.raises(AttributeError, match="'DistilledDetector' object has no attribute 'nonsense'"):
         detector.nonsense  # noqa: B018
+
+
+def test_attributes_that_are_not_named_stay_the_students(detector):
+    assert detector.student.smooth_l1_beta is not None
+    with pytest.raises(AttributeError, match="'DistilledDetector' object has no attribute 'smooth_l1_beta'"):
+        detector.smooth_l1_beta  # noqa: B018
+
+
+def test_a_mistake_inside_a_property_reports_itself(mgd_cfg):
+    class Mistaken(Imitation):
+        @property
+        def losses(self):
+            return self.wieghts
+
+    mgd_cfg.DISTILL.METHODS = []
+    detector = build_model(mgd_cfg)
+    methods = {"mistaken": Mistaken(name="mistaken", adapters={}, weights={})}
+    detector = DistilledDetector(
+        student=detector.student, methods=methods, teacher=detector.teacher_spec, input_format="RGB"
+    )
+    with pytest.raises(AttributeError, match="'Mistaken' object has no attribute 'wieghts'"):
+        detector.losses  # noqa: B018
+
+
+def test_a_plan_is_consumed_by_one_forward_pass_and_its_factor_stays(detector, labelled):
+    detector.rematch([labelled])
+    detector.plan_step(StepPlan(loss_factor=0.5, collect_statistics=True, measure_gradients=True))
+    with EventStorage():
+        detector(labelled)
+    assert detector.plan == StepPlan(loss_factor=0.5)
+    detector.plan_step(StepPlan(collect_statistics=True))
+    with EventStorage(), torch.no_grad():
+        detector.eval()(labelled)  # an evaluation consumes nothing
+    assert detector.plan == StepPlan(collect_statistics=True)
+
+
+def test_the_factor_of_a_plan_multiplies_every_distillation_loss(detector, labelled):
+    detector.rematch([labelled])
+    detector.backbone.eval()  # so that a second forward pass sees the same statistics
+    with EventStorage():
+        whole = detector(labelled)
+        detector.plan_step(StepPlan(loss_factor=0.25))
+        quarter = detector(labelled)
+    for name in detector.losses:
+        assert quarter[name].item() == pytest.approx(0.25 * whole[name].item(), rel=1e-6)
+
+
+def test_gradient_ratios_are_taken_once(detector, labelled):
+    detector.rematch([labelled])
+    detector.plan_step(StepPlan(measure_gradients=True))
+    with EventStorage():
+        sum(detector(labelled).values()).backward()
+        detector(labelled)  # of another hook: leaves the measurement alone
+    assert list(detector.take_gradient_ratios()) == ["loss_mgd_res3", "loss_mgd_res4", "loss_mgd_res5"]
+    assert detector.take_gradient_ratios() == {}
 
 
 def test_a_frozen_tap_is_an_error_that_names_the_key(mgd_cfg):

@@ -58,15 +58,15 @@ def test_what_is_known_of_retinanet(retinanet):
     assert (info.channels, info.stride, info.trainable) == (16, [8, 16, 32, 64, 128], True)
     assert (info.head.kind, info.head.num_classes, info.head.softmax) == ("anchors", CLASSES, False)
     assert info.head.classifier_std == retinanet.head.cls_score.weight.std().item()
-    assert [len(cell) for cell in info.head.boxes["anchors are"]] == [9] * 5
-    assert info.head.boxes["box coding is"]["weights"] == [1.0, 1.0, 1.0, 1.0]
+    assert [len(cell) for cell in info.head.boxes.anchors] == [9] * 5
+    assert info.head.boxes.coding["weights"] == [1.0, 1.0, 1.0, 1.0]
 
 
 def test_what_is_known_of_fcos(fcos):
     info = find_head(fcos).info()
     assert (info.channels, info.stride) == (32, [8, 16, 32, 64, 128])
     assert (info.head.kind, info.head.num_classes, info.head.softmax) == ("points", CLASSES, False)
-    assert [len(cell) for cell in info.head.boxes["anchors are"]] == [1] * 5
+    assert [len(cell) for cell in info.head.boxes.anchors] == [1] * 5
 
 
 @pytest.mark.parametrize(("agnostic", "outputs"), [(False, 4 * CLASSES), (True, 4)])
@@ -75,7 +75,7 @@ def test_what_is_known_of_a_box_head(demo_data, tmp_path, agnostic, outputs):
     info = find_head(network(cfg)).info()
     assert (info.channels, info.stride, info.trainable) == (24, None, True)
     assert (info.head.kind, info.head.num_classes, info.head.softmax) == ("proposals", CLASSES, True)
-    assert info.head.boxes["box outputs are"] == outputs
+    assert info.head.boxes.columns == outputs
 
 
 def test_a_frozen_head_still_teaches_a_backbone(retinanet):

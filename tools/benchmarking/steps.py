@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarking.timing import Job, in_turn
 from mgd_det.engine.optimizer import build_optimizer
-from mgd_det.engine.rematch import RematchHook
-from mgd_det.modeling.taps import sides
+from mgd_det.engine.schedules import UpdateSchedule
+from mgd_det.modeling.taps import student_and_teacher_names
 from mgd_det.modeling.teacher import TeacherSpec
 
 OBJECTS = 7  # in an image; COCO's mean
@@ -62,7 +62,7 @@ class Bench:
         self.optimizer = build_optimizer(cfg, self.model)
         self.batch = random_batch(images, size, cfg.MODEL.RETINANET.NUM_CLASSES)
         self.model.rematch([self.batch])
-        self.names = [sides(tap)[1] for tap in self.model.taps]
+        self.names = [student_and_teacher_names(tap)[1] for tap in self.model.taps]
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -215,7 +215,7 @@ def tap_growth(cfg: CfgNode, method: str, arguments: tuple[Any, ...], runs: int)
 
 def schedule_of(cfg: CfgNode) -> dict[str, int]:
     """How often a run of this config solves its matching, and from how much."""
-    updates, last = RematchHook.from_config(cfg)["updates"], cfg.SOLVER.MAX_ITER
+    updates, last = UpdateSchedule.from_config(cfg), cfg.SOLVER.MAX_ITER
     return {
         "passes": 1 + sum(updates.due(i) for i in range(1, last)),
         "images of a pass": cfg.DISTILL.MATCHING.NUM_IMAGES,

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 
 from benchmarking.steps import random_batch
 from benchmarking.timing import in_turn
-from mgd_det.modeling.taps import sides
+from mgd_det.modeling.taps import student_and_teacher_names
 from mgd_det.modeling.teacher import TeacherSpec
 
 AS_IS = "as the training"
@@ -35,7 +35,7 @@ def teacher_ways(
     device = torch.device(cfg.MODEL.DEVICE)
     plain = replace(TeacherSpec.from_config(cfg), dtype="", channels_last=False, compile=False)
     batch = [x["image"].to(device) for x in random_batch(images, size, classes=1)]
-    names = [sides(tap)[1] for tap in cfg.DISTILL.MGD.TAPS]
+    names = [student_and_teacher_names(tap)[1] for tap in cfg.DISTILL.MGD.TAPS]
     autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
     jobs = {}
     for way, changes in WAYS.items():

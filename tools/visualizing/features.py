@@ -12,7 +12,7 @@ from torch import Tensor
 from mgd_det.maths.reducers import REDUCERS
 from mgd_det.methods import TapFeatures
 from mgd_det.modeling.pairing import pair_maps
-from mgd_det.modeling.taps import capture, evaluating, inspect_taps, sides
+from mgd_det.modeling.taps import capture, evaluating, inspect_taps, student_and_teacher_names
 from mgd_det.modeling.teacher import Teacher
 from visualizing.matching import MatchingState, TapMatching
 from visualizing.models import Sample, network_input
@@ -43,8 +43,9 @@ def collect(
         state: the matching, of which nothing is solved again.
         samples: the images, which pass through the networks one by one.
     """
-    names = [sides(tap) for tap in state.taps]
-    strides = {name: info.stride for name, info in inspect_taps(student, [s for s, _ in names]).items()}
+    names = [student_and_teacher_names(tap) for tap in state.taps]
+    infos = inspect_taps(student, [s for s, _ in names])
+    strides = {name: info.stride for name, info in infos.items() if isinstance(info.stride, int)}
     found = []
     for sample in samples:
         image = network_input(cfg, sample)["image"]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mgd_det.engine.rematch import RematchHook
+from mgd_det.engine.state_keys import MATCHING_STATE
 from mgd_det.errors import ConfigError
 from mgd_det.maths.matching_statistics import MatchingStatistics
 from mgd_det.maths.norms import STUDENT_NORMS
@@ -72,7 +72,7 @@ def read_matching(run: Run, checkpoint: Mapping[str, Any]) -> MatchingState:
         )
     if run.checkpoint is None:
         raise Missing("The run has written no checkpoint yet, and the matching is in there.")
-    state = checkpoint.get("trainer", {}).get("hooks", {}).get(RematchHook.__name__, {}).get("mgd")
+    state = checkpoint.get("trainer", {}).get("hooks", {}).get(MATCHING_STATE, {}).get("mgd")
     if not state or not state["_extra_state"]["matchings"]:
         raise Missing(
             f"The checkpoint {run.checkpoint.name} holds weights alone: the trainer's state, in which the "

@@ -6,10 +6,19 @@ import logging
 
 import pytest
 import torch
+from detectron2.engine import DefaultTrainer
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from mgd_det.modeling.first_batch import added_cost, constant_channels, pixel_difference
+from mgd_det import RematchHook, register_datasets
+from mgd_det.engine.first_batch import (
+    FirstBatchHook,
+    added_cost,
+    constant_channels,
+    pixel_difference,
+    watch_next_batch,
+)
+from mgd_det.modeling.detector import NotMatchedError
 
 
 @pytest.fixture
@@ -32,9 +41,11 @@ class Records(logging.Handler):
 @pytest.fixture
 def logged(detector, labelled):
     """Run one training step; what has been logged so far, by level."""
-    handler, logger = Records(), logging.getLogger("detectron2.mgd_det.modeling.first_batch")
+    handler, logger = Records(), logging.getLogger("detectron2.mgd_det.engine.first_batch")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+
+    watch_next_batch(detector)
 
     def run() -> dict[str, list[str]]:
         with EventStorage():
@@ -81,7 +92,7 @@ def test_channel_order_and_normalisation_are_undone(student, teacher, mgd_cfg, i
     ]
     detector = build_model(mgd_cfg)
     detector.prepare()
-    assert pixel_difference(detector, [x["image"] for x in images]) < 1e-3
+    assert pixel_difference(detector, detector.teacher, [x["image"] for x in images]) < 1e-3
 
 
 def test_a_student_that_sees_other_pixels_is_told(detector, logged, monkeypatch):
@@ -121,6 +132,7 @@ def test_looking_moves_no_state(detector, labelled):
     state = detector.distill_state()["mgd"]["_extra_state"]["step"]
     torch.manual_seed(3)
     streams = torch.get_rng_state()
+    watch_next_batch(detector)
     with EventStorage():
         detector(labelled)
     assert detector.distill_state()["mgd"]["_extra_state"]["step"] == state + 1
@@ -132,5 +144,37 @@ def test_a_first_batch_without_gradients_is_no_error(mgd_cfg, labelled):
     """Losses that have no parameters of their own then have no graph."""
     mgd_cfg.DISTILL.METHODS = ["logits"]
     detector = build_model(mgd_cfg)
+    watch_next_batch(detector)
     with torch.no_grad(), EventStorage():
         assert "loss_logits_cls" in detector(labelled)
+
+
+def test_the_hook_looks_once_in_a_training_and_so_does_the_one_that_matches(mgd_cfg):
+    """In a stock trainer, beside PreciseBN, whose forward passes are no first batch."""
+    register_datasets(mgd_cfg)
+    mgd_cfg.DATASETS.TEST, mgd_cfg.SOLVER.MAX_ITER = (), 2
+    mgd_cfg.TEST.PRECISE_BN.ENABLED, mgd_cfg.TEST.PRECISE_BN.NUM_ITER = True, 2
+    mgd_cfg.TEST.EVAL_PERIOD = 1
+    mgd_cfg.DISTILL.MGD.NORM = "BN"
+    logger = logging.getLogger("detectron2.mgd_det.engine.first_batch")
+    for methods, hook in ((["mgd"], RematchHook(mgd_cfg)), (["logits"], FirstBatchHook())):
+        mgd_cfg.DISTILL.METHODS = methods
+        records = Records()
+        logger.addHandler(records)
+        try:
+            trainer = DefaultTrainer(mgd_cfg)
+            trainer.register_hooks([hook])
+            trainer.train()
+        finally:
+            logger.removeHandler(records)
+        assert [message.split(" about ")[0] for message in records.messages["INFO"]] == ["distillation adds"]
+
+
+def test_a_step_that_fails_leaves_no_hook_behind(mgd_cfg, labelled):
+    detector = build_model(mgd_cfg)
+    watch_next_batch(detector)
+    for _ in range(2):
+        with EventStorage(), pytest.raises(NotMatchedError):
+            detector(labelled)
+    modules = detector.modules()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
