@@ -14,29 +14,24 @@ import os
 import shlex
 import sys
 import tempfile
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
-# fvcore's, at every import; nothing that a user could act on.
-warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
+import torch
+from _checkout import ROOT
+from benchmarking.data import loader_share, use_photos
+from benchmarking.losses import pooled_loss, re_solve
+from benchmarking.memory import PROCESSES, peak_memory
+from benchmarking.methods import method_losses
+from benchmarking.report import document, lines
+from benchmarking.steps import Bench, method_steps, tap_growth
+from benchmarking.teacher import teacher_ways
+from circumstances import circumstances
 
-import torch  # noqa: E402
-from benchmarking.data import loader_share, use_photos  # noqa: E402  (found through the path above)
-from benchmarking.losses import pooled_loss, re_solve  # noqa: E402
-from benchmarking.memory import PROCESSES, peak_memory  # noqa: E402
-from benchmarking.methods import method_losses  # noqa: E402
-from benchmarking.report import document, lines  # noqa: E402
-from benchmarking.steps import Bench, method_steps, tap_growth  # noqa: E402
-from benchmarking.teacher import teacher_ways  # noqa: E402
-from circumstances import circumstances  # noqa: E402
-
-from mgd_det.config import DTYPES, load_config  # noqa: E402
-from mgd_det.data.datasets import check_datasets, register_datasets  # noqa: E402
-from mgd_det.errors import ConfigError  # noqa: E402
+from mgd_det.config import DTYPES, load_config
+from mgd_det.data.datasets import check_datasets, register_datasets
+from mgd_det.errors import ConfigError
 
 PARTS = ("loss", "solve", "steps", "memory")
 # Only where they are asked for: for "data" the training set must be there, the others take long.

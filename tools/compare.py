@@ -11,23 +11,18 @@ import argparse
 import os
 import shlex
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
-# fvcore's, at every import; nothing that a user could act on.
-warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
+import torch
+from _checkout import ROOT
+from comparing.experiment import read_experiment, relative
+from comparing.report import write_report
+from comparing.runner import INTERRUPTED, Runner, say
+from comparing.runs import check_files, check_unfinished, plan, read_records
 
-import torch  # noqa: E402
-from comparing.experiment import read_experiment, relative  # noqa: E402  (found through the path above)
-from comparing.report import write_report  # noqa: E402
-from comparing.runner import INTERRUPTED, Runner, say  # noqa: E402
-from comparing.runs import check_files, check_unfinished, plan, read_records  # noqa: E402
-
-from mgd_det.errors import ConfigError  # noqa: E402
-from mgd_det.run.launch import check_launch  # noqa: E402
+from mgd_det.errors import ConfigError
+from mgd_det.run.launch import check_launch
 
 EXAMPLES = """
 An experiment is a YAML file; its paths start at the repository:

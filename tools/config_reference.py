@@ -9,10 +9,10 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
+from _checkout import ROOT
+
 SOURCE, DOCUMENT = ROOT / "mgd_det/config/keys.py", ROOT / "docs/configuration.md"
 
 HEAD = """# Configuration

@@ -17,7 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from _checkout import ROOT
+
 DATA = Path("datasets/demo")
 OUTPUT = Path("output/demo")
 RUNS = {"teacher": "teacher R-50", "student": "student R-18", "student_mgd": "student R-18 + MGD"}

@@ -12,21 +12,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Callable
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
-# fvcore's, at every import; nothing that a user could act on.
-warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
-
-import torch  # noqa: E402
-from benchmarking.timing import Timing, in_turn  # noqa: E402  (found through the path above)
-from exporting.checks import Agreement, Disagreement, compare  # noqa: E402
-from exporting.formats import FORMATS, Detector, Runnable, check_packages  # noqa: E402
-from exporting.networks import (  # noqa: E402
+import _checkout
+import torch
+from benchmarking.timing import Timing, in_turn
+from exporting.checks import Agreement, Disagreement, compare
+from exporting.formats import FORMATS, Detector, Runnable, check_packages
+from exporting.networks import (
     Network,
     image_path,
     load_image,
@@ -34,10 +29,10 @@ from exporting.networks import (  # noqa: E402
     student_of,
     teacher_of,
 )
-from torch import Tensor  # noqa: E402
-from torch.nn.functional import interpolate  # noqa: E402
+from torch import Tensor
+from torch.nn.functional import interpolate
 
-from mgd_det.errors import ConfigError  # noqa: E402
+from mgd_det.errors import ConfigError
 
 WARM_UP = 3  # runs in which TorchScript still compiles
 

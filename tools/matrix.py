@@ -22,24 +22,18 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
 
 import torch
+from _checkout import ROOT
+from detectron2 import __version__ as detectron2_version
+from matrix_pairs import ALL, PAIRS, network_config
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
-# fvcore's, at every import; nothing that a user could act on.
-warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
-
-from detectron2 import __version__ as detectron2_version  # noqa: E402
-from matrix_pairs import ALL, PAIRS, network_config  # noqa: E402
-
-from mgd_det.engine.trainer import Trainer  # noqa: E402
-from mgd_det.rng import isolated_rng  # noqa: E402
+from mgd_det.engine.trainer import Trainer
+from mgd_det.rng import isolated_rng
 
 IMAGES = ("--train", 8, "--val", 6, "--test", 6)
 STEPS, MORE_STEPS = 5, 3  # before and after resuming

@@ -20,18 +20,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
+import _checkout
 import torch
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
-
-from checking import Failed, Figures  # noqa: E402  (found through the path above)
-from checking.precision import ON_GPU, mixed_precision  # noqa: E402
-from checking.ranks import dead_rank, ranks, ranks_worker, two_agents  # noqa: E402
-from checking.report import document  # noqa: E402
-from checking.resuming import kill_and_resume, stock_resume  # noqa: E402
-from checking.tiny import prepare  # noqa: E402
-from circumstances import circumstances  # noqa: E402
+from checking import Failed, Figures
+from checking.precision import ON_GPU, mixed_precision
+from checking.ranks import dead_rank, ranks, ranks_worker, two_agents
+from checking.report import document
+from checking.resuming import kill_and_resume, stock_resume
+from checking.tiny import prepare
+from circumstances import circumstances
 
 
 def main(argv: Sequence[str]) -> int:

@@ -9,19 +9,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
-# fvcore's, at every import; nothing that a user could act on.
-warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
+import _checkout
+from visualizing.report import gather, write_report
+from visualizing.runs import open_runs
 
-from visualizing.report import gather, write_report  # noqa: E402  (found through the path above)
-from visualizing.runs import open_runs  # noqa: E402
-
-from mgd_det.errors import ConfigError  # noqa: E402
+from mgd_det.errors import ConfigError
 
 MOST_IMAGES = 12  # with more the page grows too heavy for a phone
 

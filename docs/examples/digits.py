@@ -15,16 +15,12 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-import sys
-from pathlib import Path
 
 import torch
 from scipy.stats import t as student_t
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, max_pool2d
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout that is not installed
 
 from mgd_det.maths.losses import pooled_partial_l2
 from mgd_det.maths.margins import batch_norm_margin

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import random
-import sys
 from collections.abc import Iterable
 from typing import Any, Callable
 
@@ -30,8 +29,6 @@ from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from omegaconf import OmegaConf
-
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../.."))  # a checkout that is not installed
 
 from mgd_det.checkpoint.checkpointer import ReportingCheckpointer
 

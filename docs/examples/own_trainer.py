@@ -11,14 +11,11 @@ file is the student's, in stock keys; the teacher is named behind it, like any o
 from __future__ import annotations
 
 import os
-import sys
 from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup
 from detectron2.evaluation import COCOEvaluator
-
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../.."))  # a checkout that is not installed
 
 from mgd_det import RematchHook, add_mgd_config, register_datasets
 

@@ -12,10 +12,16 @@ import sys
 import time
 from pathlib import Path
 
+import compare
 import pytest
 import torch
 import yaml
-from helpers.commands import ROOT, load_tool
+from comparing import report, summary
+from comparing.experiment import Arm, read_experiment
+from comparing.process import Process
+from comparing.runner import Runner, shares, time_left
+from comparing.runs import Run, changed, check_files, file_name, files, plan, scaled
+from helpers.commands import ROOT
 from helpers.configs import small_config
 from PIL import Image
 
@@ -23,14 +29,6 @@ from mgd_det.config import load_config
 from mgd_det.engine.trainer import Trainer
 from mgd_det.errors import ConfigError
 from mgd_det.rng import isolated_rng
-
-compare = load_tool("compare")  # puts tools/ on the path
-
-from comparing import report, summary  # noqa: E402
-from comparing.experiment import Arm, read_experiment  # noqa: E402
-from comparing.process import Process  # noqa: E402
-from comparing.runner import Runner, shares, time_left  # noqa: E402
-from comparing.runs import Run, changed, check_files, file_name, files, plan, scaled  # noqa: E402
 
 COMPARE = ROOT / "tools/compare.py"
 

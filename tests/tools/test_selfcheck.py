@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+import selfcheck
 import torch
-from helpers.commands import ROOT, load_tool, run_tool
-
-selfcheck = load_tool("selfcheck")  # puts tools/ on the path
-
-from checking import Failed  # noqa: E402
-from checking.jobs import Job, run  # noqa: E402
-from checking.resuming import next_start  # noqa: E402
-from checking.states import deviation, equal_values, within  # noqa: E402
+from checking import Failed
+from checking.jobs import Job, run
+from checking.resuming import next_start
+from checking.states import deviation, equal_values, within
+from helpers.commands import ROOT, run_tool
 
 
 def test_equal_values_are_counted_without_times():

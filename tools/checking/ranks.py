@@ -10,11 +10,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+from _checkout import ROOT
 
 from checking import Failed, Figures
 from checking.jobs import LIMIT, PATIENCE, Job, run
 from checking.states import deviation, final, load, within
-from checking.tiny import ROOT, train_net
+from checking.tiny import train_net
 
 TOLERANCE = 1e-5  # relative, of figures that differ by the order of sums
 TORCHRUN = ("-m", "torch.distributed.run")

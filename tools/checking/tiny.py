@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from checking.jobs import run
+from _checkout import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
+from checking.jobs import run
 
 
 def prepare(folder: Path) -> Path:

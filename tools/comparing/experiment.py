@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from _checkout import ROOT
 
 from mgd_det.config import load_config
 from mgd_det.errors import ConfigError
-
-ROOT = Path(__file__).resolve().parents[2]
 
 TOP_KEYS: dict[str, type] = {
     "config": str,

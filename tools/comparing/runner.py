@@ -17,9 +17,9 @@ from datetime import date, timedelta
 from typing import Any
 
 import torch
+from _checkout import ROOT
 from detectron2 import __version__ as detectron2_version
 
-from comparing.experiment import ROOT
 from comparing.process import Failed, Process
 from comparing.runs import Run
 
