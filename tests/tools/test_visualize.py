@@ -105,7 +105,7 @@ LINES = """\
 
 def test_metrics_of_a_run_that_was_killed_resumed_and_still_goes(tmp_path):
     (tmp_path / "metrics.json").write_text(LINES)
-    series = metrics.read_metrics(tmp_path / "metrics.json")
+    series = metrics.read_series(tmp_path / "metrics.json")
     assert series == {
         "loss_cls": {19: 1.5, 59: 0.5},  # the later value of iteration 19, no torn line
         "loss_mgd_res3": {19: 3.0},
@@ -117,7 +117,7 @@ def test_metrics_of_a_run_that_was_killed_resumed_and_still_goes(tmp_path):
     assert metrics.last_iteration(series) == 59
     assert metrics.distillation_losses(series) == ["mgd_res3"]
     assert metrics.task_losses(series) == ["loss_cls"]
-    assert metrics.read_metrics(tmp_path / "gone.json") == {}
+    assert metrics.read_series(tmp_path / "gone.json") == {}
 
 
 def test_names_of_runs_are_as_long_as_they_have_to_be():
