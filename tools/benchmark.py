@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import shlex
 import sys
 import tempfile
@@ -27,15 +28,16 @@ from benchmarking.methods import method_losses
 from benchmarking.report import document, lines
 from benchmarking.steps import Bench, method_steps, tap_growth
 from benchmarking.teacher import teacher_ways
-from circumstances import circumstances
+from circumstances import circumstances_in_words
+from commandline import argument_parser, bad_input_in_one_line, say
 
 from mgd_det.config import DTYPES, load_config
 from mgd_det.data.datasets import check_datasets, register_datasets
-from mgd_det.errors import ConfigError
 
 PARTS = ("loss", "solve", "steps", "memory")
 # Only where they are asked for: for "data" the training set must be there, the others take long.
 DATA, TAPS, TEACHER, LOSSES = "data", "taps", "teacher", "losses"
+RECORDS = Path("results/performance")
 BATCHES = 30  # of the data loader, which takes seconds
 EXAMPLES = """
 examples:
@@ -48,9 +50,7 @@ examples:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser(__doc__, EXAMPLES)
     more = f"{LOSSES}, {TAPS}, {TEACHER} and {DATA}, which needs the set"
     parts = f"of {', '.join(PARTS)} (default: all of them), {more}"
     parser.add_argument(
@@ -82,27 +82,22 @@ def main(argv: Sequence[str]) -> None:
     if min(args.images, args.runs, *args.size) < 1:
         parser.error("--images, --size and --runs must be at least 1")
     os.chdir(ROOT)
-    try:
-        if args.report:
-            records = [
-                json.loads(path.read_text()) for path in sorted(Path("results/performance").glob("*.json"))
-            ]
-            args.report.write_text(document(records), encoding="utf-8")
-            return
+    if args.report:
+        records = [json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))]
+        args.report.write_text(document(records), encoding="utf-8")
+        return
+    with bad_input_in_one_line():
         found = measure(args)
-    except ConfigError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
     record = {
         "command": shlex.join(["tools/benchmark.py", *argv]),
-        **circumstances(f"{torch.get_num_threads()} threads of torch"),
+        **circumstances_in_words(platform.system(), f"{torch.get_num_threads()} threads of torch"),
         "device": args.device,
         **found,
     }
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(record, indent=2) + "\n")
-    sys.stdout.write("\n".join(lines(record)) + "\n")
+    say("\n".join(lines(record)))
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:

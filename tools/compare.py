@@ -16,10 +16,12 @@ from pathlib import Path
 
 import torch
 from _checkout import ROOT
+from commandline import argument_parser, bad_input_in_one_line, say
 from comparing.experiment import read_experiment, relative
+from comparing.records import check_files, check_unfinished, read_records
 from comparing.report import write_report
-from comparing.runner import INTERRUPTED, Runner, say
-from comparing.runs import check_files, check_unfinished, plan, read_records
+from comparing.runner import INTERRUPTED, Runner
+from comparing.runs import plan
 
 from mgd_det.errors import ConfigError
 from mgd_det.run.launch import check_launch
@@ -28,7 +30,7 @@ EXAMPLES = """
 An experiment is a YAML file; its paths start at the repository:
 
   config: configs/demo/student_mgd.yaml   # what all arms share
-  results: results/screening              # one JSON for each run, and the report
+  results: results/screening              # runs.jsonl, a line for each run, and the report
   output: output/screening                # what the runs leave: checkpoints and logs
   iterations: 300                         # the length of all runs; SOLVER.STEPS are scaled along
   seeds: [11, 12, 13]
@@ -58,9 +60,7 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser(__doc__, EXAMPLES)
     parser.add_argument("experiment", type=Path, metavar="EXPERIMENT.yaml")
     parser.add_argument(
         "--jobs",
@@ -79,12 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     path = args.experiment.absolute()
     os.chdir(ROOT)
-    try:
-        code = compare(relative(path), args)
-    except ConfigError as error:
-        sys.stderr.write(f"error: {error}\n")
-        code = 2
-    sys.exit(code)
+    with bad_input_in_one_line():
+        sys.exit(compare(relative(path), args))
 
 
 def compare(path: Path, args: argparse.Namespace) -> int:

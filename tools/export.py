@@ -19,6 +19,7 @@ from typing import Callable
 import _checkout
 import torch
 from benchmarking.timing import Timing, in_turn
+from commandline import BAD_INPUT, argument_parser, say
 from exporting.checks import Agreement, Disagreement, compare
 from exporting.formats import FORMATS, Detector, Runnable, check_packages
 from exporting.networks import (
@@ -44,9 +45,7 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser(__doc__, EXAMPLES)
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="OUTPUT_DIR of the run")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument(
@@ -62,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         export(args)
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
-        return 2
+        return BAD_INPUT
     except Disagreement as error:
         sys.stderr.write(f"error: the exported file is not the student: {error}\n")
         return 1
@@ -150,10 +149,6 @@ def table(rows: dict[str, tuple[float, int | None]], latencies: dict[str, Timing
         count = "" if parameters is None else f"{parameters:,}"
         minimum, median = (1e3 * seconds for seconds in latencies[name])
         say(f"{name:22} {megabytes:7.1f} {count:>12} {minimum:8.1f} {median:10.1f}")
-
-
-def say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
 
 
 if __name__ == "__main__":

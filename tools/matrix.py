@@ -13,12 +13,9 @@ import argparse
 import fnmatch
 import json
 import math
-import os
-import platform
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,11 +26,14 @@ from typing import Any, Callable
 
 import torch
 from _checkout import ROOT
-from detectron2 import __version__ as detectron2_version
+from circumstances import circumstances_in_words
+from commandline import argument_parser, say
 from matrix_pairs import ALL, PAIRS, network_config
+from processes import ONE_THREAD, Failed, Word, call
 
 from mgd_det.engine.trainer import Trainer
 from mgd_det.rng import isolated_rng
+from mgd_det.run.metrics import read_metrics
 
 IMAGES = ("--train", 8, "--val", 6, "--test", 6)
 STEPS, MORE_STEPS = 5, 3  # before and after resuming
@@ -57,7 +57,7 @@ for folder in sys.argv[1:]:
 assert not [name for name in sys.modules if name.startswith("mgd_det")]
 """
 
-Run = Callable[[Sequence[Any]], "tuple[int, str]"]  # of a script's path and arguments: exit code and output
+Run = Callable[[Sequence[Word]], "tuple[int, str]"]  # of a script's path and arguments: exit code and output
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,6 @@ class Pair:
             if given:
                 options += [f"DISTILL.{name.upper()}.TAPS", given.split(",")]
         return [*options, "DISTILL.METHODS", list(dict.fromkeys(methods))]
-
-
-class Failed(Exception):
-    """A pair does not work; the text says where and why."""
 
 
 def pairs() -> list[Pair]:
@@ -152,7 +148,7 @@ def must_run(what: str, run: Run, command: Sequence[Any]) -> None:
 
 def check_metrics(output: Path, steps: int, methods: Sequence[str]) -> None:
     """That the losses of the last step are finite, and those of every method there and not all zero."""
-    lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    lines = read_metrics(output / "metrics.json")
     last = [line for line in lines if line["iteration"] == steps - 1]
     losses = {name: value for line in last for name, value in line.items() if "loss" in name}
     if bad := [name for name, value in losses.items() if not math.isfinite(value)]:
@@ -162,16 +158,9 @@ def check_metrics(output: Path, steps: int, methods: Sequence[str]) -> None:
             raise Failed(f"no loss of {method} is over 0")
 
 
-def in_a_process(command: Sequence[Any]) -> tuple[int, str]:
-    """Run a Python command."""
-    result = subprocess.run(
-        [sys.executable, *map(str, command)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
-    )
-    return result.returncode, result.stdout
+def in_a_process(command: Sequence[Word]) -> tuple[int, str]:
+    """Run a Python command; returns its exit code and output."""
+    return call(*command, environment=ONE_THREAD, capture=True)
 
 
 def load_in_stock(*folders: Path) -> None:
@@ -184,7 +173,7 @@ def load_in_stock(*folders: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    args = argument_parser().parse_args(arguments)
+    args = parse_arguments(arguments)
     chosen = [pair for pair in pairs() if fnmatch.fnmatch(str(pair), f"*{args.only}*")]
     if not chosen:
         say(f"error: --only {args.only!r} is part of no pair; --list shows them")
@@ -219,11 +208,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(failed > 0)
 
 
-def argument_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="examples:\n  tools/matrix.py --list\n  tools/matrix.py --only 'fcos* -> retinanet'\n"
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argument_parser(
+        __doc__,
+        "examples:\n  tools/matrix.py --list\n  tools/matrix.py --only 'fcos* -> retinanet'\n"
         "  tools/matrix.py --only regnet --work output/matrix   (what failed can be looked at there)\n"
         "  tools/matrix.py --markdown docs/matrix.md",
     )
@@ -232,7 +220,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=STEPS, help="of training (default: %(default)s)")
     parser.add_argument("--work", type=Path, metavar="DIR", help="work there instead of a temporary folder")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write a table there")
-    return parser
+    return parser.parse_args(arguments)
 
 
 DOCUMENT = """# Which detectors teach which
@@ -245,8 +233,7 @@ shows what fits together, not what is gained by it. Made by
 {command}
 ```
 
-with Python {python}, torch {torch}, Detectron2 {detectron2} ({system}, {machine}, {cores} CPU cores, no GPU
-used): {works} of {count} pairs work.
+with {versions} ({machine}): {works} of {count} pairs work.
 
 - *r18*, *r34*, *r50*, *r101*: ResNets; but for FCOS's, those of bottlenecks are narrowed to WIDTH_PER_GROUP
   16 and RES2_OUT_CHANNELS 128. *x50*: ResNeXt-50 32x8d. *regnet*, *regnet_small*: RegNetX-800MF and -200MF.
@@ -278,22 +265,12 @@ def document(command: Sequence[str], rows: Sequence[tuple[Pair, float, str]], st
         command=shlex.join(command),
         steps=steps,
         more=MORE_STEPS,
-        python=platform.python_version(),
-        torch=torch.__version__,
-        detectron2=detectron2_version,
-        system=platform.system(),
-        machine=platform.machine(),
-        cores=os.cpu_count(),
+        **circumstances_in_words(gpus=0),
         works=sum(not failure for *_, failure in rows),
         count=len(rows),
         all=ALL,
         rows="\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in cells),
     )
-
-
-def say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import shlex
 import signal
 import sys
@@ -22,20 +23,21 @@ from typing import Any, Callable
 
 import _checkout
 import torch
-from checking import Failed, Figures
 from checking.precision import ON_GPU, mixed_precision
 from checking.ranks import dead_rank, ranks, ranks_worker, two_agents
 from checking.report import document
 from checking.resuming import kill_and_resume, stock_resume
+from checking.states import Figures
 from checking.tiny import prepare
-from circumstances import circumstances
+from circumstances import circumstances_in_words
+from commandline import argument_parser, say
+from processes import Failed
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="examples:\n"
+    parser = argument_parser(
+        __doc__,
+        "examples:\n"
         "  tools/selfcheck.py\n"
         "  tools/selfcheck.py --only two-agents dead-rank\n"
         "  tools/selfcheck.py --only kill-pass --kills 100 --seed 7 --work /scratch/selfcheck\n"
@@ -67,10 +69,14 @@ def main(argv: Sequence[str]) -> int:
         for name, check in all_checks(args.kills, args.seed).items():
             if name in args.only:
                 results[name] = result_of(check, config, work / name)
-                sys.stdout.write(line(name, results[name]) + "\n")
-                sys.stdout.flush()
+                say(line(name, results[name]))
     command = shlex.join(["tools/selfcheck.py", *argv])
-    record = {"command": command, "seed": args.seed, **circumstances(), "results": results}
+    record = {
+        "command": command,
+        "seed": args.seed,
+        **circumstances_in_words(platform.system()),
+        "results": results,
+    }
     if args.json:
         args.json.write_text(json.dumps(record, indent=2) + "\n")
     if args.report:

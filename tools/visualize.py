@@ -8,11 +8,11 @@ finished run, or of one that is still going. Runs on the CPU.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import _checkout
+from commandline import argument_parser, bad_input_in_one_line, say
 from visualizing.report import gather, write_report
 from visualizing.runs import open_runs
 
@@ -33,9 +33,7 @@ config start at the working directory, as they did in training.
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser(__doc__, EXAMPLES)
     parser.add_argument("--run", type=Path, required=True, metavar="RUN", help="OUTPUT_DIR of a training run")
     parser.add_argument(
         "--baseline", type=Path, metavar="RUN", help="run of the same student without a teacher"
@@ -47,12 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to (default: RUN/report)")
     parser.add_argument("--checkpoint", metavar="FILE", help="of the run's folder (default: the last one)")
     args = parser.parse_args(argv)
-    try:
-        page = visualize(args)
-    except ConfigError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
-    sys.stdout.write(f"report: {page}\n")
+    with bad_input_in_one_line():
+        say(f"report: {visualize(args)}")
 
 
 def visualize(args: argparse.Namespace) -> Path:

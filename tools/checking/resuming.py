@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import signal
@@ -11,10 +10,12 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
-from checking import Failed, Figures
-from checking.jobs import LIMIT, Job, run
-from checking.states import equal_values, final, load, within
+from checking.jobs import Job, run
+from checking.states import Figures, equal_values, final, load, within
 from checking.tiny import train_net
+from processes import LIMIT, Failed
+
+from mgd_det.run.metrics import read_metrics
 
 PERIOD = 4  # iterations between two checkpoints of a run that is killed
 AIMS = ("writing", "training", "start-up", "training")  # of kills: over and over, shuffled
@@ -55,8 +56,7 @@ def kill_and_resume(config: Path, folder: Path, *, mode: str, kills: int, seed: 
     run(folder / "alone.log", *train_net(config, folder / "alone", *keys, "SEED", *seeds))
     runs = []
     for path in (output, folder / "alone"):
-        metrics = (path / "metrics.json").read_text().splitlines()
-        runs.append({**final(path), "metrics": [json.loads(line) for line in metrics]})
+        runs.append({**final(path), "metrics": read_metrics(path / "metrics.json")})
     return {
         "kills": kills,
         **hits,

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from processes import Failed
 
-from checking import Failed, Figures
+Figures = dict[str, Any]  # of a check, by the names that its line gives them
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from _checkout import ROOT
-
 from checking.jobs import run
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from circumstances import versions_in_words
 from matplotlib.figure import Figure
 
 from comparing.summary import CONFIDENCE, Pair, Record, Row, compare_pairs, summarise
@@ -109,10 +110,9 @@ def markdown(tables: str, facts: Mapping[str, str], records: Sequence[Record]) -
 
 def circumstances(records: Sequence[Record]) -> dict[str, list[str]]:
     """What the runs were made with: one entry for each machine and for each set of versions."""
-    versions = [", ".join(f"{name} {version}" for name, version in r["versions"].items()) for r in records]
     return {
         "machine": sorted({r["machine"] for r in records}),
-        "versions": sorted(set(versions)),
+        "versions": sorted({versions_in_words(r["versions"]) for r in records}),
         "commit": sorted({r.get("commit", "not recorded") for r in records}),
         "date": sorted({r["date"] for r in records}),
     }

@@ -14,7 +14,6 @@ from detectron2.config import CfgNode, get_cfg
 
 from comparing.experiment import Arm, Experiment, with_seed
 from mgd_det.config import add_mgd_config, load_config
-from mgd_det.errors import ConfigError
 
 
 class Run(NamedTuple):
@@ -27,7 +26,7 @@ class Run(NamedTuple):
     files: dict[str, str]  # and files, with their digests
     name: str  # of its files
     output: Path
-    result: Path
+    records: Path  # file that its record is appended to
 
     def __str__(self) -> str:
         return f"{self.arm.name}, seed {self.seed}"
@@ -40,7 +39,7 @@ def plan(experiment: Experiment, gpus: int) -> list[Run]:
     for seed in experiment.seeds:
         for arm in experiment.arms:
             name = f"{file_name(arm.name)}_seed{seed}"
-            output, result = experiment.output / name, experiment.results / f"{name}.json"
+            output, records = experiment.output / name, experiment.results / "runs.jsonl"
             steps = scaled(solver.STEPS, solver.MAX_ITER, arm.iterations)
             opts = [
                 *("OUTPUT_DIR", str(output), "SEED", str(seed), "SOLVER.MAX_ITER", str(arm.iterations)),
@@ -52,7 +51,7 @@ def plan(experiment: Experiment, gpus: int) -> list[Run]:
             if gpus > 1:  # so that several such runs do not meet at one port
                 command += ["--dist-url", "auto"]
             cfg = load_config(str(experiment.config), opts)
-            runs.append(Run(arm, seed, [*command, *opts], changed(cfg), files(cfg), name, output, result))
+            runs.append(Run(arm, seed, [*command, *opts], changed(cfg), files(cfg), name, output, records))
     return runs
 
 
@@ -102,53 +101,3 @@ def flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def read_record(run: Run) -> dict[str, Any] | None:
-    """The record of a finished run; None if it is not finished.
-
-    Raises:
-        ConfigError: it is not one, or was made with other settings.
-    """
-    if not run.result.exists():
-        return None
-    remedy = "Delete or rename that file to run it anew, or restore the settings."
-    try:
-        record = json.loads(run.result.read_text())
-        check_settings("results", run.result, record["settings"], run.settings, remedy)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ConfigError("results", str(run.result), "not the record of a run", remedy) from error
-    return record
-
-
-def read_records(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
-    """The records of those that are finished, by name; errors as :func:`read_record`'s."""
-    return {run.name: record for run in runs if (record := read_record(run))}
-
-
-def check_files(run: Run, record: dict[str, Any]) -> None:
-    """Refuse, with a ConfigError, to add to what was made with another teacher, other weights or data."""
-    differing = [path for path, then in record["files"].items() if run.files.get(path, then) != then]
-    if differing:
-        problem = f"made with another {' and '.join(differing)}"
-        remedy = "Copy the experiment, and name 'results' and 'output' folders of your own in it."
-        raise ConfigError("results", str(run.result), problem, remedy)
-
-
-def check_unfinished(run: Run) -> None:
-    """Refuse, with a ConfigError, to go on with what began with other settings."""
-    if (run.output / "last_checkpoint").exists():
-        remedy = "Delete or rename that folder to start anew, or restore the settings."
-        started = load_config(str(run.output / "config.yaml"), key="output")
-        check_settings("output", run.output, changed(started), run.settings, remedy)
-
-
-def check_settings(key: str, path: Path, then: dict[str, Any], now: dict[str, Any], remedy: str) -> None:
-    """Refuse, with a ConfigError, what an earlier start with other settings left."""
-    differing = [
-        f"{name} was {then.get(name, 'the default')!r} and is {now.get(name, 'the default')!r}"
-        for name in sorted(then.keys() | now.keys())
-        if name not in then or name not in now or then[name] != now[name]
-    ]
-    if differing:
-        raise ConfigError(key, str(path), f"made with other settings: {'; '.join(differing)}", remedy)
