@@ -1,4 +1,4 @@
-"""What the commands share: their parsers, what they print, and how they end."""
+"""Parsers, output and errors of the commands."""
 
 from __future__ import annotations
 

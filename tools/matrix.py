@@ -87,13 +87,13 @@ class Pair:
 
 
 def pairs() -> list[Pair]:
-    """All of PAIRS."""
+    """Returns all of PAIRS."""
     rows = [line.split(maxsplit=2) for line in PAIRS.splitlines() if line.strip()]
     return [Pair(a, b, " ".join(methods.split())) for a, b, each in rows for methods in each.split("|")]
 
 
 def save_teacher(name: str, folder: Path, data: Path) -> tuple[str, str]:
-    """Config file and weights of an untrained teacher, made once."""
+    """Returns the config file and weights of an untrained teacher, which are made once."""
     folder.mkdir(parents=True, exist_ok=True)
     config, weights = folder / f"{name}.yaml", folder / f"{name}.pth"
     if not weights.exists():
@@ -147,7 +147,7 @@ def must_run(what: str, run: Run, command: Sequence[Any]) -> None:
 
 
 def check_metrics(output: Path, steps: int, methods: Sequence[str]) -> None:
-    """That the losses of the last step are finite, and those of every method there and not all zero."""
+    """Check the last step: all losses are finite, and each method has one above 0."""
     lines = read_metrics(output / "metrics.json")
     last = [line for line in lines if line["iteration"] == steps - 1]
     losses = {name: value for line in last for name, value in line.items() if "loss" in name}
@@ -250,7 +250,7 @@ with {versions} ({machine}): {works} of {count} pairs work.
 
 
 def document(command: Sequence[str], rows: Sequence[tuple[Pair, float, str]], steps: int) -> str:
-    """The results as Markdown."""
+    """Returns the results as Markdown."""
     cells = [
         (
             pair.teacher,

@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def all_checks(kills: int, seed: int) -> dict[str, partial[Figures]]:
-    """The checks by name; each wants the config and an empty folder."""
+    """Returns the checks by name; each is called with the config and an empty folder."""
     return {
         "kill-pass": partial(kill_and_resume, mode="pass", kills=kills, seed=seed),
         "kill-online": partial(kill_and_resume, mode="online", kills=kills, seed=seed),
@@ -99,7 +99,7 @@ def all_checks(kills: int, seed: int) -> dict[str, partial[Figures]]:
 
 
 def result_of(check: Callable[[Path, Path], Figures], config: Path, folder: Path) -> dict[str, Any]:
-    """The verdict and the figures of a check."""
+    """Returns the verdict and the figures of a check."""
     folder.mkdir()
     start, figures, failure = time.monotonic(), {}, ""
     try:
@@ -111,14 +111,14 @@ def result_of(check: Callable[[Path, Path], Figures], config: Path, folder: Path
 
 
 def line(name: str, result: dict[str, Any]) -> str:
-    """What is printed for a check."""
+    """Returns the line that is printed for a check."""
     figures = (f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in result["figures"].items())
     found = ", ".join(figures) or result["failure"]
     return f"{'PASS' if result['passed'] else 'FAIL'} {name}: {found} ({result['seconds']} s)"
 
 
 def report(record: dict[str, Any]) -> str:
-    """docs/reliability.md."""
+    """Returns the text of docs/reliability.md."""
     results = record["results"]
     lines = [line(name, result) for name, result in results.items()]
     meanings = {n: str(check.func.__doc__) for n, check in all_checks(0, 0).items() if n in results}

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from benchmarking.timing import Job, in_turn
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from benchmarking.timing import Job, in_turn
 from mgd_det.maths import kernels
 from mgd_det.maths.kernels import eager
 from mgd_det.maths.losses import partial_l2, pooled_partial_l2
@@ -21,7 +21,7 @@ MATRICES = ((64, 256), (128, 512), (256, 1024), (512, 2048), (1024, 4096))
 
 
 class Size(NamedTuple):
-    """Of a tap."""
+    """The size of a tap's features."""
 
     images: int
     student: int

@@ -87,7 +87,7 @@ def stock_resume(config: Path, folder: Path) -> Figures:
 
 
 def kill(job: Job, output: Path, aim: str, rng: random.Random) -> str:
-    """Let a run get to a random moment, SIGKILL it, and say what that hit."""
+    """Let a run get to a random moment, send it SIGKILL, and return what that hit."""
     checkpoints, share = rng.randrange(3), rng.random()
     if aim == "start-up":
         job.until(lambda: time.time() > job.started + 6 * share, "it was killed")
@@ -106,7 +106,7 @@ def kill(job: Job, output: Path, aim: str, rng: random.Random) -> str:
 
 
 def being_written(job: Job, output: Path) -> bool:
-    """Whether this start, and no earlier one, left a checkpoint partial, or whole and not yet the last."""
+    """Returns True if this start left a checkpoint that is partial, or not yet named as the last."""
     unnamed = [path for path in output.glob("model_*.pth") if path > last_checkpoint(output)]
     for path in [*unnamed, *output.glob("*.partial")]:
         with suppress(FileNotFoundError):  # renamed just now
@@ -116,13 +116,13 @@ def being_written(job: Job, output: Path) -> bool:
 
 
 def last_checkpoint(output: Path) -> Path:
-    """What the next start will resume from; the folder itself where that is nothing."""
+    """Returns the file that the next start will resume from, the folder itself if there is none."""
     tag = output / "last_checkpoint"
     return output / (tag.read_text() if tag.exists() else "")
 
 
 def next_start(output: Path) -> int:
-    """The iteration that the next start must begin at, behind the last checkpoint, which must load whole."""
+    """Returns the iteration that the next start must begin at. The last checkpoint must load whole."""
     path = last_checkpoint(output)
     try:
         return 0 if path == output else load(path)["iteration"] + 1

@@ -1,4 +1,4 @@
-"""Running what is not finished, some at a time, and telling how far it is."""
+"""Runs the unfinished runs of an experiment, several at a time, and reports progress."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from datetime import timedelta
 import torch
 from circumstances import circumstances, commit
 from commandline import say
-from processes import POLL_SECONDS, Failed
-
 from comparing.process import RunProcess
 from comparing.records import Record, append_record
 from comparing.runs import Run
+from processes import POLL_SECONDS, Failed
 
 INTERRUPTED = 128 + signal.SIGINT  # exit code, as a shell has it
 PROGRESS_SECONDS = 30
@@ -123,7 +122,7 @@ class Runner:
         say(f"{run}: failed: {reason}\n{self.progress()}")
 
     def progress(self) -> str:
-        """How many runs are done, and the time that the others will take."""
+        """Returns a text with the number of finished runs and the time that the others will take."""
         speeds: dict[str, list[float]] = {}
         for record in self.records.values():
             done = record["iterations"] - record["resumed_from"]
@@ -162,14 +161,14 @@ def received_signals() -> Iterator[list[int]]:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """Returns the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     count = torch.cuda.device_count()
     return [name.strip() for name in named[:count]] if named[0] else [str(n) for n in range(count)]
 
 
 def shares(visible: Sequence[str], jobs: int, each: int) -> list[str]:
-    """CUDA_VISIBLE_DEVICES of each of the runs that go on at a time: GPUs of its own, as far as they go."""
+    """Returns CUDA_VISIBLE_DEVICES for each run of those at a time: GPUs of its own, as far as they go."""
     wanted = itertools.cycle(visible) if visible else itertools.repeat("")
     return [",".join(itertools.islice(wanted, each)) for _ in range(jobs)]
 
@@ -177,7 +176,7 @@ def shares(visible: Sequence[str], jobs: int, each: int) -> list[str]:
 def time_left(
     speeds: Mapping[str, Sequence[float]], left: Sequence[tuple[str, int]], jobs: int
 ) -> float | None:
-    """Seconds until all runs are done; None while no speed is known.
+    """Returns the seconds until all runs are done, None while no speed is known.
 
     Args:
         speeds: seconds per iteration, all told, of the runs of each arm, as far as known. An arm without

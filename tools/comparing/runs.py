@@ -1,4 +1,4 @@
-"""The runs that an experiment comes to, and what earlier starts left of them."""
+"""The runs of an experiment."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from comparing.experiment import Arm, Experiment, with_seed
 from detectron2.config import CfgNode, get_cfg
 
-from comparing.experiment import Arm, Experiment, with_seed
 from mgd_det.config import add_mgd_config, load_config
 
 
@@ -33,7 +33,7 @@ class Run(NamedTuple):
 
 
 def plan(experiment: Experiment, gpus: int) -> list[Run]:
-    """All runs of the experiment, seed by seed, so that one that is interrupted has whole seeds."""
+    """Returns all runs of the experiment, seed by seed, so that an interrupted one has whole seeds."""
     solver = load_config(str(experiment.config)).SOLVER
     runs = []
     for seed in experiment.seeds:
@@ -56,19 +56,19 @@ def plan(experiment: Experiment, gpus: int) -> list[Run]:
 
 
 def file_name(arm: str) -> str:
-    """A file name that is safe anywhere, and another one for every arm, whichever other arms there are."""
+    """Returns a file name that is safe anywhere and differs from that of every other arm."""
     plain = re.sub(r"[^a-z0-9]+", "-", arm.lower()).strip("-")[:40]
     return plain if plain == arm else f"{plain}-{hashlib.sha256(arm.encode()).hexdigest()[:6]}".strip("-")
 
 
 def scaled(steps: Sequence[int], length: int, new_length: int) -> tuple[int, ...]:
-    """Iterations at which the learning rate falls, in a run of another length."""
+    """Returns the iterations at which the learning rate falls, scaled to another length of the run."""
     moved = {round(step * new_length / length) for step in steps}
     return tuple(sorted(step for step in moved if 0 < step < new_length))
 
 
 def changed(cfg: CfgNode) -> dict[str, Any]:
-    """What a config has that is not the default, by dotted key; where it runs and writes left out."""
+    """Returns the keys of a config that differ from the defaults, without OUTPUT_DIR and MODEL.DEVICE."""
     defaults = get_cfg()
     add_mgd_config(defaults)
     standard = as_read(dict(flat(defaults)))
@@ -78,7 +78,7 @@ def changed(cfg: CfgNode) -> dict[str, Any]:
 
 
 def files(cfg: CfgNode) -> dict[str, str]:
-    """Digests of the local files that a run reads, by path: weights and annotations, not the images."""
+    """Returns SHA-256 digests of the local weights and annotations that a run reads, by path; no images."""
     used = {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST}
     paths = [entry[1] for entry in cfg.DATASETS.REGISTER if entry[0] in used]
     paths += [cfg.MODEL.WEIGHTS, cfg.DISTILL.TEACHER.WEIGHTS if cfg.DISTILL.ENABLED else ""]
@@ -91,7 +91,7 @@ def digest(path: str) -> str:
 
 
 def as_read(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as a file gives them back: tuples are lists, within tuples too."""
+    """Returns settings as JSON gives them back: with lists instead of tuples."""
     return json.loads(json.dumps(settings))
 
 

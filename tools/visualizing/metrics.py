@@ -1,4 +1,4 @@
-"""What a run has logged, as series over the iterations."""
+"""The scalars that a run has logged, as series over the iterations."""
 
 from __future__ import annotations
 

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from detectron2.config import CfgNode
+from visualizing.metrics import Series, read_series
 
 from mgd_det.config import DISTILLER, load_config
 from mgd_det.errors import ConfigError
-from visualizing.metrics import Series, read_series
 
 REMEDY = "Give the OUTPUT_DIR of a run of tools/train_net.py."
 
 
 class Run(NamedTuple):
-    """What a training run has left so far."""
+    """The files that a training run has left so far."""
 
     name: str
     folder: Path
