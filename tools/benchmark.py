@@ -17,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from _checkout import ROOT
@@ -30,6 +30,7 @@ from benchmarking.steps import Bench, method_steps, tap_growth
 from benchmarking.teacher import teacher_ways
 from circumstances import circumstances_in_words
 from commandline import argument_parser, bad_input_in_one_line, say
+from detectron2.config import CfgNode
 
 from mgd_det.config import DTYPES, load_config
 from mgd_det.data.datasets import check_datasets, register_datasets
@@ -37,6 +38,7 @@ from mgd_det.data.datasets import check_datasets, register_datasets
 PARTS = ("loss", "solve", "steps", "memory")
 # Only where they are asked for: for "data" the training set must be there, the others take long.
 DATA, TAPS, TEACHER, LOSSES = "data", "taps", "teacher", "losses"
+Batch = tuple[int, tuple[int, int], Optional[torch.dtype]]  # images, their size, dtype of autocast
 RECORDS = Path("results/performance")
 BATCHES = 30  # of the data loader, which takes seconds
 EXAMPLES = """
@@ -49,7 +51,7 @@ examples:
 """
 
 
-def main(argv: Sequence[str]) -> None:
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argument_parser(__doc__, EXAMPLES)
     more = f"{LOSSES}, {TAPS}, {TEACHER} and {DATA}, which needs the set"
     parts = f"of {', '.join(PARTS)} (default: all of them), {more}"
@@ -81,6 +83,11 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     if min(args.images, args.runs, *args.size) < 1:
         parser.error("--images, --size and --runs must be at least 1")
+    return args
+
+
+def main(argv: Sequence[str]) -> None:
+    args = parse_arguments(argv)
     os.chdir(ROOT)
     if args.report:
         records = [json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))]
@@ -101,7 +108,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """The figures of the parts asked for."""
+    """Returns the figures of the parts that were asked for."""
     device = torch.device(args.device)
     found: dict[str, Any] = {}
     cfg = load_config(args.config_file, args.opts, device=args.device)
@@ -127,22 +134,31 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if TEACHER in wanted:
         found[TEACHER] = teacher_ways(cfg, args.images, tuple(args.size), dtype, args.runs)
     for method in args.methods:
-        with tempfile.TemporaryDirectory() as folder:
-            arguments = (cfg, method, Path(folder), args.images, tuple(args.size), dtype)
-            if wanted & {"steps", DATA}:
-                found.setdefault("steps", {})[method] = method_steps(Bench(*arguments), args.runs)
-            if LOSSES in wanted:
-                found.setdefault(LOSSES, {})[method] = method_losses(Bench(*arguments), args.runs)
-            if TAPS in wanted and "TAPS" in cfg.DISTILL[method.upper()]:
-                found.setdefault(TAPS, {})[method] = tap_growth(cfg, method, arguments[2:], args.runs)
-            if "memory" in wanted:
-                found.setdefault("memory", {})[method] = peak_memory(min(args.runs, PROCESSES), *arguments)
+        batch = (args.images, tuple(args.size), dtype)
+        for part, figures in measure_method(cfg, method, wanted, batch, args.runs).items():
+            found.setdefault(part, {})[method] = figures
     if DATA in wanted:
         step = found["steps"][args.methods[0]]["seconds"]["distilled"]["median"]
         with tempfile.TemporaryDirectory() as folder:
             if args.photos:
                 use_photos(cfg, Path(folder))
             found[DATA] = {"photos": args.photos, **loader_share(cfg, args.images, BATCHES, step)}
+    return found
+
+
+def measure_method(cfg: CfgNode, method: str, wanted: set[str], batch: Batch, runs: int) -> dict[str, object]:
+    """Returns the figures of one method, by the part that was asked for."""
+    found: dict[str, object] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if wanted & {"steps", DATA}:
+            found["steps"] = method_steps(Bench(cfg, method, folder, *batch), runs)
+        if LOSSES in wanted:
+            found[LOSSES] = method_losses(Bench(cfg, method, folder, *batch), runs)
+        if TAPS in wanted and "TAPS" in cfg.DISTILL[method.upper()]:
+            found[TAPS] = tap_growth(cfg, method, (folder, *batch), runs)
+        if "memory" in wanted:
+            found["memory"] = peak_memory(min(runs, PROCESSES), cfg, method, folder, *batch)
     return found
 
 

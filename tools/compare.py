@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from _checkout import ROOT
 from commandline import argument_parser, bad_input_in_one_line, say
-from comparing.experiment import read_experiment, relative
-from comparing.records import check_files, check_unfinished, read_records
+from comparing.experiment import Experiment, read_experiment, relative
+from comparing.records import Record, check_files, check_unfinished, read_records
 from comparing.report import write_report
 from comparing.runner import INTERRUPTED, Runner
 from comparing.runs import plan
@@ -84,38 +84,48 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def compare(path: Path, args: argparse.Namespace) -> int:
-    """Run what is missing and write the report; the exit code."""
+    """Run what is missing and write the report; returns the exit code."""
     experiment = read_experiment(path)
-    check_launch(argparse.Namespace(num_gpus=args.num_gpus, num_machines=1))
-    if args.jobs < 1:
-        raise ConfigError("--jobs", args.jobs, "less than 1", "Give how many runs to have at a time.")
-    names = [arm.name for arm in experiment.arms]
-    arms, seeds = args.only or names, args.seeds or experiment.seeds
-    for key, chosen, known in (("--only", arms, names), ("--seeds", seeds, experiment.seeds)):
-        for value in chosen:
-            if value not in known:
-                raise ConfigError(key, value, "not in the experiment", f"Choose among {known}.")
+    check_arguments(args, experiment)
     runs = plan(experiment, args.num_gpus)
     records = read_records(runs)
     code = 0
     if not args.report_only:
-        chosen_runs = [run for run in runs if run.arm.name in arms and run.seed in seeds]
+        arms, seeds = args.only or [arm.name for arm in experiment.arms], args.seeds or experiment.seeds
+        chosen = [run for run in runs if run.arm.name in arms and run.seed in seeds]
         for run in runs:
             if run.name in records:
                 check_files(run, records[run.name])
-        for run in chosen_runs:
-            if run.name not in records:
+            elif run in chosen:
                 check_unfinished(run)
-        code = Runner(chosen_runs, records, args.jobs, args.num_gpus).run()
+        code = Runner(chosen, records, args.jobs, args.num_gpus).run()
         if code == INTERRUPTED or not records:
             return code
         records = read_records(runs)  # other starts', too
     if not records:
         problem = "no run of this experiment is finished"
         raise ConfigError("results", str(experiment.results), problem, "Run some, without --report-only.")
+    report(experiment, path, [records[run.name] for run in runs if run.name in records])
+    return code
+
+
+def check_arguments(args: argparse.Namespace, experiment: Experiment) -> None:
+    """Raises ConfigError if the arguments do not fit the experiment or the machine."""
+    check_launch(argparse.Namespace(num_gpus=args.num_gpus, num_machines=1))
+    if args.jobs < 1:
+        raise ConfigError("--jobs", args.jobs, "less than 1", "Give how many runs to have at a time.")
+    names = [arm.name for arm in experiment.arms]
+    for key, chosen, known in (("--only", args.only, names), ("--seeds", args.seeds, experiment.seeds)):
+        for value in chosen or ():
+            if value not in known:
+                raise ConfigError(key, value, "not in the experiment", f"Choose among {known}.")
+
+
+def report(experiment: Experiment, path: Path, records: Sequence[Record]) -> None:
+    """Write the report of these records, and print its table."""
     table = write_report(
         experiment.results,
-        [records[run.name] for run in runs if run.name in records],
+        records,
         iterations={arm.name: arm.iterations for arm in experiment.arms},
         baseline=experiment.baseline,
         seeds=experiment.seeds,
@@ -129,7 +139,6 @@ def compare(path: Path, args: argparse.Namespace) -> int:
         pairs=experiment.pairs,
     )
     say(f"\n{table}\n\nreport: {experiment.results}/report.md, .csv, .json, .png")
-    return code
 
 
 if __name__ == "__main__":

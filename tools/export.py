@@ -75,11 +75,7 @@ def export(args: argparse.Namespace) -> None:
         ConfigError: it cannot be done.
         Disagreement: an exported file does not detect what PyTorch does.
     """
-    check_packages(args.format)
-    if args.runs < 1:
-        raise ConfigError("--runs", args.runs, "less than 1", "Give a number of at least 1.")
-    if args.out.exists() and not args.out.is_dir():
-        raise ConfigError("--out", str(args.out), "is a file", "Name a folder, new or not.")
+    check_arguments(args)
     cfg = read_run(args.run)
     path = image_path(cfg, args.image)
     image = load_image(cfg, path)
@@ -105,17 +101,28 @@ def export(args: argparse.Namespace) -> None:
         write, filename = FORMATS[name]
         file = args.out / filename
         run = write(detector, image, file)
-        agreement = agree(run, images, expected)
-        at = " and ".join(map(size, images))
-        say(
-            f"{file}: {agreement.detections} detections at {at} as in PyTorch, "
-            f"boxes within {agreement.box:.1g} px, scores within {agreement.score:.1g}"
-        )
+        say(f"{file}: {agreement_in_words(agree(run, images, expected), images)}")
         programs[f"student, {name}"] = timed(run, image)
         rows[f"student, {name}"] = os.path.getsize(file) / 1e6, None
     threads = torch.get_num_threads()
     say(f"\n{args.runs} runs in turn, at {size(image)}, on {threads} thread{'s' * (threads > 1)} of a CPU")
     table(rows, in_turn(programs, args.runs, torch.device("cpu"), WARM_UP))
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raises ConfigError for what can be told before anything is loaded."""
+    check_packages(args.format)
+    if args.runs < 1:
+        raise ConfigError("--runs", args.runs, "less than 1", "Give a number of at least 1.")
+    if args.out.exists() and not args.out.is_dir():
+        raise ConfigError("--out", str(args.out), "is a file", "Name a folder, new or not.")
+
+
+def agreement_in_words(agreement: Agreement, images: Sequence[Tensor]) -> str:
+    return (
+        f"{agreement.detections} detections at {' and '.join(map(size, images))} as in PyTorch, "
+        f"boxes within {agreement.box:.1g} px, scores within {agreement.score:.1g}"
+    )
 
 
 def eager(network: Network, image: Tensor, image_format: str) -> Callable[[], object]:

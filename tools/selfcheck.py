@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import shlex
 import signal
@@ -34,7 +33,7 @@ from commandline import argument_parser, say
 from processes import Failed
 
 
-def main(argv: Sequence[str]) -> int:
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argument_parser(
         __doc__,
         "examples:\n"
@@ -55,11 +54,16 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--report", type=Path, metavar="FILE", help="explain them there, in Markdown")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)  # a process of the check "ranks"
     args = parser.parse_args(argv)
+    if args.kills < 1 or (args.work and args.work.exists()):
+        parser.error("--kills must be 1 or more, and --work new")
+    return args
+
+
+def main(argv: Sequence[str]) -> int:
+    args = parse_arguments(argv)
     if args.worker:
         ranks_worker(*args.worker)
         return 0
-    if args.kills < 1 or (args.work and args.work.exists()) or not os.path.exists("/proc/self/environ"):
-        parser.error("--kills must be 1 or more, --work new, and the system one with /proc, such as Linux")
     signal.signal(signal.SIGTERM, stop)
     results = {}
     with tempfile.TemporaryDirectory(prefix="selfcheck_") as temporary:
