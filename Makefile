@@ -10,15 +10,14 @@ STAMP := $(VENV)/.complete
 ifdef PYTHON
 PY := $(PYTHON)
 ENV := check-python
+# Nothing is installed into an environment of yours, so Python is told where the package lies.
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 else
 # Files of tests side by side, each with one thread; their fixtures are made once for each process.
 PYTEST_FLAGS := --numprocesses auto --maxprocesses 4 --dist loadfile
 PY := $(VENV)/bin/python
 ENV := $(STAMP)
 endif
-
-# The package is used from this checkout, not installed.
-export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint clean env check-python
@@ -59,6 +58,7 @@ $(STAMP): requirements-pinned.txt tools/install_detectron2.py
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(BASE_PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check --requirement requirements-pinned.txt
 	$(PY) tools/install_detectron2.py
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 clean:

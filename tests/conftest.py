@@ -9,10 +9,10 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("DETECTRON2_DATASETS", None)  # COCO is not there, wherever the suite runs
 
+import make_demo_data
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
-from helpers.commands import load_tool
 from helpers.configs import small_config
 
 from mgd_det.engine.trainer import Trainer
@@ -24,7 +24,7 @@ def demo_data(tmp_path_factory) -> Path:
     """A demonstration set of a few images, made by the tool that makes the real one."""
     out = tmp_path_factory.mktemp("data") / "demo"
     counts = ["--train", "16", "--val", "6", "--test", "6"]
-    load_tool("make_demo_data").main(["--out", str(out), "--size", "96", "96", *counts])
+    make_demo_data.main(["--out", str(out), "--size", "96", "96", *counts])
     return out
 
 

@@ -11,36 +11,35 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import shlex
 import sys
 import tempfile
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
-# fvcore's, at every import; nothing that a user could act on.
-warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
+import torch
+from _checkout import ROOT
+from benchmarking.data import loader_share, use_photos
+from benchmarking.losses import pooled_loss, re_solve
+from benchmarking.memory import PROCESSES, peak_memory
+from benchmarking.methods import method_losses
+from benchmarking.report import document, lines
+from benchmarking.steps import Bench, method_steps, tap_growth
+from benchmarking.teacher import teacher_ways
+from circumstances import circumstances_in_words
+from commandline import argument_parser, bad_input_in_one_line, say
+from detectron2.config import CfgNode
 
-import torch  # noqa: E402
-from benchmarking.data import loader_share, use_photos  # noqa: E402  (found through the path above)
-from benchmarking.losses import pooled_loss, re_solve  # noqa: E402
-from benchmarking.memory import PROCESSES, peak_memory  # noqa: E402
-from benchmarking.methods import method_losses  # noqa: E402
-from benchmarking.report import document, lines  # noqa: E402
-from benchmarking.steps import Bench, method_steps, tap_growth  # noqa: E402
-from benchmarking.teacher import teacher_ways  # noqa: E402
-from circumstances import circumstances  # noqa: E402
-
-from mgd_det.config import DTYPES, load_config  # noqa: E402
-from mgd_det.data.datasets import check_datasets, register_datasets  # noqa: E402
-from mgd_det.errors import ConfigError  # noqa: E402
+from mgd_det.config import DTYPES, load_config
+from mgd_det.data.datasets import check_datasets, register_datasets
 
 PARTS = ("loss", "solve", "steps", "memory")
 # Only where they are asked for: for "data" the training set must be there, the others take long.
 DATA, TAPS, TEACHER, LOSSES = "data", "taps", "teacher", "losses"
+Batch = tuple[int, tuple[int, int], Optional[torch.dtype]]  # images, their size, dtype of autocast
+RECORDS = Path("results/performance")
 BATCHES = 30  # of the data loader, which takes seconds
 EXAMPLES = """
 examples:
@@ -52,10 +51,8 @@ examples:
 """
 
 
-def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argument_parser(__doc__, EXAMPLES)
     more = f"{LOSSES}, {TAPS}, {TEACHER} and {DATA}, which needs the set"
     parts = f"of {', '.join(PARTS)} (default: all of them), {more}"
     parser.add_argument(
@@ -86,32 +83,32 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     if min(args.images, args.runs, *args.size) < 1:
         parser.error("--images, --size and --runs must be at least 1")
+    return args
+
+
+def main(argv: Sequence[str]) -> None:
+    args = parse_arguments(argv)
     os.chdir(ROOT)
-    try:
-        if args.report:
-            records = [
-                json.loads(path.read_text()) for path in sorted(Path("results/performance").glob("*.json"))
-            ]
-            args.report.write_text(document(records), encoding="utf-8")
-            return
+    if args.report:
+        records = [json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))]
+        args.report.write_text(document(records), encoding="utf-8")
+        return
+    with bad_input_in_one_line():
         found = measure(args)
-    except ConfigError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
     record = {
         "command": shlex.join(["tools/benchmark.py", *argv]),
-        **circumstances(f"{torch.get_num_threads()} threads of torch"),
+        **circumstances_in_words(platform.system(), f"{torch.get_num_threads()} threads of torch"),
         "device": args.device,
         **found,
     }
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(record, indent=2) + "\n")
-    sys.stdout.write("\n".join(lines(record)) + "\n")
+    say("\n".join(lines(record)))
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """The figures of the parts asked for."""
+    """Returns the figures of the parts that were asked for."""
     device = torch.device(args.device)
     found: dict[str, Any] = {}
     cfg = load_config(args.config_file, args.opts, device=args.device)
@@ -137,22 +134,31 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if TEACHER in wanted:
         found[TEACHER] = teacher_ways(cfg, args.images, tuple(args.size), dtype, args.runs)
     for method in args.methods:
-        with tempfile.TemporaryDirectory() as folder:
-            arguments = (cfg, method, Path(folder), args.images, tuple(args.size), dtype)
-            if wanted & {"steps", DATA}:
-                found.setdefault("steps", {})[method] = method_steps(Bench(*arguments), args.runs)
-            if LOSSES in wanted:
-                found.setdefault(LOSSES, {})[method] = method_losses(Bench(*arguments), args.runs)
-            if TAPS in wanted and "TAPS" in cfg.DISTILL[method.upper()]:
-                found.setdefault(TAPS, {})[method] = tap_growth(cfg, method, arguments[2:], args.runs)
-            if "memory" in wanted:
-                found.setdefault("memory", {})[method] = peak_memory(min(args.runs, PROCESSES), *arguments)
+        batch = (args.images, tuple(args.size), dtype)
+        for part, figures in measure_method(cfg, method, wanted, batch, args.runs).items():
+            found.setdefault(part, {})[method] = figures
     if DATA in wanted:
         step = found["steps"][args.methods[0]]["seconds"]["distilled"]["median"]
         with tempfile.TemporaryDirectory() as folder:
             if args.photos:
                 use_photos(cfg, Path(folder))
             found[DATA] = {"photos": args.photos, **loader_share(cfg, args.images, BATCHES, step)}
+    return found
+
+
+def measure_method(cfg: CfgNode, method: str, wanted: set[str], batch: Batch, runs: int) -> dict[str, object]:
+    """Returns the figures of one method, by the part that was asked for."""
+    found: dict[str, object] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if wanted & {"steps", DATA}:
+            found["steps"] = method_steps(Bench(cfg, method, folder, *batch), runs)
+        if LOSSES in wanted:
+            found[LOSSES] = method_losses(Bench(cfg, method, folder, *batch), runs)
+        if TAPS in wanted and "TAPS" in cfg.DISTILL[method.upper()]:
+            found[TAPS] = tap_growth(cfg, method, (folder, *batch), runs)
+        if "memory" in wanted:
+            found["memory"] = peak_memory(min(runs, PROCESSES), cfg, method, folder, *batch)
     return found
 
 

@@ -17,16 +17,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+import torch
+from _checkout import ROOT
+from detectron2.modeling import build_model
+from make_demo_data import main as make_data
+from tabulate import tabulate
 
-import torch  # noqa: E402
-from detectron2.modeling import build_model  # noqa: E402
-from make_demo_data import main as make_data  # noqa: E402
-from tabulate import tabulate  # noqa: E402
-
-from mgd_det.config import load_config, student_config  # noqa: E402
-from mgd_det.modeling.teacher import TeacherSpec  # noqa: E402
+from mgd_det.config import load_config, student_config
+from mgd_det.modeling.teacher import TeacherSpec
 
 FLOOR = "stock and the teacher's load"
 UNTIL_FIRST_ITERATION = """

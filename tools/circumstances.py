@@ -1,26 +1,69 @@
-"""When, on what machine and with what versions something was measured."""
+"""The machine, versions, commit and date that figures are recorded with."""
 
 from __future__ import annotations
 
 import os
 import platform
+import subprocess
+from collections.abc import Mapping
 from datetime import date
+from typing import TypedDict
 
 import torch
+from _checkout import ROOT
 from detectron2 import __version__ as detectron2_version
 
 
-def circumstances(*also: str) -> dict[str, str]:
-    """The facts that a report names; `also` are further ones of the machine."""
-    versions = {
-        "Python": platform.python_version(),
-        "torch": torch.__version__,
-        "Detectron2": detectron2_version,
-    }
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    cores = f"{os.cpu_count()} CPU cores"
+class Circumstances(TypedDict):
+    date: str
+    machine: str
+    versions: dict[str, str]
+
+
+def circumstances(*also: str, gpus: int | None = None) -> Circumstances:
+    """Returns what every record of figures holds.
+
+    Args:
+        also: further facts of the machine.
+        gpus: number of GPUs that were used; None if the command does not choose.
+    """
+    if gpus == 0:
+        gpu = "no GPU used"
+    elif torch.cuda.is_available():
+        gpu = f"{gpus} x {torch.cuda.get_device_name()}" if gpus else torch.cuda.get_device_name()
+    else:
+        gpu = "no GPU"
+    versions = {"torch": torch.__version__, "detectron2": detectron2_version}
     return {
         "date": date.today().isoformat(),
-        "machine": ", ".join([platform.system(), platform.machine(), cores, *also, gpu]),
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "machine": ", ".join([platform.machine(), f"{os.cpu_count()} CPU cores", *also, gpu]),
+        "versions": {"python": platform.python_version(), **versions},
     }
+
+
+def circumstances_in_words(*also: str, gpus: int | None = None) -> dict[str, str]:
+    """Returns the same, with the versions as text."""
+    found = circumstances(*also, gpus=gpus)
+    return {
+        "date": found["date"],
+        "machine": found["machine"],
+        "versions": versions_in_words(found["versions"]),
+    }
+
+
+def versions_in_words(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def commit() -> str:
+    """Returns the repository's commit, and if its code differs from it; "unknown" outside of git."""
+
+    def git(*command: str) -> str:
+        words = ["git", "-C", str(ROOT), *command]
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        head = git("rev-parse", "--short=10", "HEAD")
+        return f"{head} and changes" if git("status", "--porcelain", "mgd_det", "tools") else head
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

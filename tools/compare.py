@@ -11,29 +11,26 @@ import argparse
 import os
 import shlex
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
-# fvcore's, at every import; nothing that a user could act on.
-warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
+import torch
+from _checkout import ROOT
+from commandline import argument_parser, bad_input_in_one_line, say
+from comparing.experiment import Experiment, read_experiment, relative
+from comparing.records import Record, check_files, check_unfinished, read_records
+from comparing.report import write_report
+from comparing.runner import INTERRUPTED, Runner
+from comparing.runs import plan
 
-import torch  # noqa: E402
-from comparing.experiment import read_experiment, relative  # noqa: E402  (found through the path above)
-from comparing.report import write_report  # noqa: E402
-from comparing.runner import INTERRUPTED, Runner, say  # noqa: E402
-from comparing.runs import check_files, check_unfinished, plan, read_records  # noqa: E402
-
-from mgd_det.errors import ConfigError  # noqa: E402
-from mgd_det.run.preflight import check_launch  # noqa: E402
+from mgd_det.errors import ConfigError
+from mgd_det.run.preflight import check_launch
 
 EXAMPLES = """
 An experiment is a YAML file; its paths start at the repository:
 
   config: configs/demo/student_mgd.yaml   # what all arms share
-  results: results/screening              # one JSON for each run, and the report
+  results: results/screening              # runs.jsonl, a line for each run, and the report
   output: output/screening                # what the runs leave: checkpoints and logs
   iterations: 300                         # the length of all runs; SOLVER.STEPS are scaled along
   seeds: [11, 12, 13]
@@ -63,9 +60,7 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser(__doc__, EXAMPLES)
     parser.add_argument("experiment", type=Path, metavar="EXPERIMENT.yaml")
     parser.add_argument(
         "--jobs",
@@ -84,47 +79,53 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     path = args.experiment.absolute()
     os.chdir(ROOT)
-    try:
-        code = compare(relative(path), args)
-    except ConfigError as error:
-        sys.stderr.write(f"error: {error}\n")
-        code = 2
-    sys.exit(code)
+    with bad_input_in_one_line():
+        sys.exit(compare(relative(path), args))
 
 
 def compare(path: Path, args: argparse.Namespace) -> int:
-    """Run what is missing and write the report; the exit code."""
+    """Run what is missing and write the report; returns the exit code."""
     experiment = read_experiment(path)
-    check_launch(argparse.Namespace(num_gpus=args.num_gpus, num_machines=1))
-    if args.jobs < 1:
-        raise ConfigError("--jobs", args.jobs, "less than 1", "Give how many runs to have at a time.")
-    names = [arm.name for arm in experiment.arms]
-    arms, seeds = args.only or names, args.seeds or experiment.seeds
-    for key, chosen, known in (("--only", arms, names), ("--seeds", seeds, experiment.seeds)):
-        for value in chosen:
-            if value not in known:
-                raise ConfigError(key, value, "not in the experiment", f"Choose among {known}.")
+    check_arguments(args, experiment)
     runs = plan(experiment, args.num_gpus)
     records = read_records(runs)
     code = 0
     if not args.report_only:
-        chosen_runs = [run for run in runs if run.arm.name in arms and run.seed in seeds]
+        arms, seeds = args.only or [arm.name for arm in experiment.arms], args.seeds or experiment.seeds
+        chosen = [run for run in runs if run.arm.name in arms and run.seed in seeds]
         for run in runs:
             if run.name in records:
                 check_files(run, records[run.name])
-        for run in chosen_runs:
-            if run.name not in records:
+            elif run in chosen:
                 check_unfinished(run)
-        code = Runner(chosen_runs, records, args.jobs, args.num_gpus).run()
+        code = Runner(chosen, records, args.jobs, args.num_gpus).run()
         if code == INTERRUPTED or not records:
             return code
         records = read_records(runs)  # other starts', too
     if not records:
         problem = "no run of this experiment is finished"
         raise ConfigError("results", str(experiment.results), problem, "Run some, without --report-only.")
+    report(experiment, path, [records[run.name] for run in runs if run.name in records])
+    return code
+
+
+def check_arguments(args: argparse.Namespace, experiment: Experiment) -> None:
+    """Raises ConfigError if the arguments do not fit the experiment or the machine."""
+    check_launch(argparse.Namespace(num_gpus=args.num_gpus, num_machines=1))
+    if args.jobs < 1:
+        raise ConfigError("--jobs", args.jobs, "less than 1", "Give how many runs to have at a time.")
+    names = [arm.name for arm in experiment.arms]
+    for key, chosen, known in (("--only", args.only, names), ("--seeds", args.seeds, experiment.seeds)):
+        for value in chosen or ():
+            if value not in known:
+                raise ConfigError(key, value, "not in the experiment", f"Choose among {known}.")
+
+
+def report(experiment: Experiment, path: Path, records: Sequence[Record]) -> None:
+    """Write the report of these records, and print its table."""
     table = write_report(
         experiment.results,
-        [records[run.name] for run in runs if run.name in records],
+        records,
         iterations={arm.name: arm.iterations for arm in experiment.arms},
         baseline=experiment.baseline,
         seeds=experiment.seeds,
@@ -138,7 +139,6 @@ def compare(path: Path, args: argparse.Namespace) -> int:
         pairs=experiment.pairs,
     )
     say(f"\n{table}\n\nreport: {experiment.results}/report.md, .csv, .json, .png")
-    return code
 
 
 if __name__ == "__main__":

@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import json
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
+from _checkout import ROOT
+from commandline import argument_parser
+
 SOURCE, DOCUMENT = ROOT / "mgd_det/config/keys.py", ROOT / "docs/configuration.md"
 
 HEAD = """# Configuration
@@ -37,11 +37,8 @@ class Entry(NamedTuple):
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="examples:\n  tools/config_reference.py\n  tools/config_reference.py --check",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    examples = "examples:\n  tools/config_reference.py\n  tools/config_reference.py --check"
+    parser = argument_parser(__doc__, examples)
     parser.add_argument(
         "--check", action="store_true", help="write nothing; exit 1 if the page is out of date"
     )

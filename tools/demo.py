@@ -7,17 +7,20 @@ What is already there is reused.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import platform
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from _checkout import ROOT
+from circumstances import circumstances
+from commandline import argument_parser, say
+from processes import Process, Word, call
+
+from mgd_det.run.metrics import read_metrics
+
 DATA = Path("datasets/demo")
 OUTPUT = Path("output/demo")
 RUNS = {"teacher": "teacher R-50", "student": "student R-18", "student_mgd": "student R-18 + MGD"}
@@ -29,11 +32,8 @@ PROGRESS = (" eta: ", "matching ", "Inference done", "error")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="examples:\n  tools/demo.py\n  rm -r output/demo && tools/demo.py   (train anew)",
-    )
+    examples = "examples:\n  tools/demo.py\n  rm -r output/demo && tools/demo.py   (train anew)"
+    parser = argument_parser(__doc__, examples)
     parser.add_argument("--record", type=Path, metavar="FILE", help="write the figures there, as JSON")
     args = parser.parse_args()
     os.chdir(ROOT)
@@ -52,9 +52,10 @@ def main() -> None:
     warn_if_low(results, json.loads(REFERENCE.read_text())["results"])
 
 
-def run(*command: Any) -> None:
-    """Run a script of this repository, in its own process."""
-    subprocess.run([sys.executable, *map(str, command)], check=True)
+def run(*command: Word) -> None:
+    """Run a script of this repository in a process of its own."""
+    if code := call(*command)[0]:
+        sys.exit(code)
 
 
 def detections(name: str) -> Path:
@@ -70,21 +71,14 @@ def train(name: str) -> dict[str, float]:
     say(f"{RUNS[name]}: training, log in {OUTPUT / name}/log.txt")
     start = time.monotonic()
     command = ["tools/train_net.py", "--config-file", f"configs/demo/{name}.yaml"]
-    env = {**os.environ, "PYTHONUNBUFFERED": "1"}  # progress as it is made
-    process = subprocess.Popen(
-        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
-    )
-    assert process.stdout is not None
-    output = []
-    for line in process.stdout:
-        output.append(line)
-        if any(mark in line for mark in PROGRESS):
-            say(line.rstrip())
-    if process.wait():
-        say("".join(output[-30:]))
-        sys.exit(f"error: training {RUNS[name]} failed with exit code {process.returncode}")
-    metrics = [json.loads(line) for line in (OUTPUT / name / "metrics.json").read_text().splitlines()]
-    last = next(m for m in reversed(metrics) if "bbox/AP" in m)
+    with Process(OUTPUT / name / "console.txt", *command) as process:
+        for line in process.lines():
+            if any(mark in line for mark in PROGRESS):
+                say(line)
+    if process.process.returncode:
+        say("\n".join(process.output().splitlines()[-30:]))
+        sys.exit(f"error: training {RUNS[name]} failed with exit code {process.process.returncode}")
+    last = next(m for m in reversed(read_metrics(OUTPUT / name / "metrics.json")) if "bbox/AP" in m)
     result = {"AP": last["bbox/AP"], "AP50": last["bbox/AP50"], "seconds": time.monotonic() - start}
     result_file.write_text(json.dumps(result))
     return result
@@ -92,19 +86,11 @@ def train(name: str) -> dict[str, float]:
 
 def record(results: dict[str, dict[str, float]]) -> dict[str, Any]:
     """The figures, and where they come from."""
-    import torch
-    from detectron2 import __version__ as detectron2_version
-
     return {
         "command": "make demo",
         "seed": "SEED 1 in configs/demo/base.yaml, data of seed 0",
         "data": "datasets/demo, val split: 300 images",
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, no GPU used",
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "detectron2": detectron2_version,
-        },
+        **circumstances(gpus=0),
         "results": results,
     }
 
@@ -126,11 +112,6 @@ def warn_if_low(results: dict[str, dict[str, float]], reference: dict[str, dict[
                 f"{expected:.1f} in {REFERENCE}: look at {folder}/log.txt, or train anew after "
                 f"rm -r {folder}"
             )
-
-
-def say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import _checkout
 import matplotlib
 import matplotlib.pyplot as plt
+from commandline import argument_parser
 from matplotlib.patches import Rectangle
 from PIL import Image, ImageOps
 
@@ -25,9 +26,7 @@ examples:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser(__doc__, EXAMPLES)
     parser.add_argument("--annotations", type=Path, required=True, help="COCO-format ground truth")
     parser.add_argument("--images", type=Path, required=True, help="folder of its images")
     parser.add_argument("--results", nargs="+", metavar="TITLE=FILE", default=[], help="of evaluations")

@@ -12,21 +12,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Callable
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
-# fvcore's, at every import; nothing that a user could act on.
-warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
-
-import torch  # noqa: E402
-from benchmarking.timing import Timing, in_turn  # noqa: E402  (found through the path above)
-from exporting.checks import Agreement, Disagreement, compare  # noqa: E402
-from exporting.formats import FORMATS, Detector, Runnable, check_packages  # noqa: E402
-from exporting.networks import (  # noqa: E402
+import _checkout
+import torch
+from benchmarking.timing import Timing, in_turn
+from commandline import BAD_INPUT, argument_parser, say
+from exporting.checks import Agreement, Disagreement, compare
+from exporting.formats import FORMATS, Detector, Runnable, check_packages
+from exporting.networks import (
     Network,
     image_path,
     load_image,
@@ -34,10 +30,10 @@ from exporting.networks import (  # noqa: E402
     student_of,
     teacher_of,
 )
-from torch import Tensor  # noqa: E402
-from torch.nn.functional import interpolate  # noqa: E402
+from torch import Tensor
+from torch.nn.functional import interpolate
 
-from mgd_det.errors import ConfigError  # noqa: E402
+from mgd_det.errors import ConfigError
 
 WARM_UP = 3  # runs in which TorchScript still compiles
 
@@ -49,9 +45,7 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser(__doc__, EXAMPLES)
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="OUTPUT_DIR of the run")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument(
@@ -67,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         export(args)
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
-        return 2
+        return BAD_INPUT
     except Disagreement as error:
         sys.stderr.write(f"error: the exported file is not the student: {error}\n")
         return 1
@@ -81,11 +75,7 @@ def export(args: argparse.Namespace) -> None:
         ConfigError: it cannot be done.
         Disagreement: an exported file does not detect what PyTorch does.
     """
-    check_packages(args.format)
-    if args.runs < 1:
-        raise ConfigError("--runs", args.runs, "less than 1", "Give a number of at least 1.")
-    if args.out.exists() and not args.out.is_dir():
-        raise ConfigError("--out", str(args.out), "is a file", "Name a folder, new or not.")
+    check_arguments(args)
     cfg = read_run(args.run)
     path = image_path(cfg, args.image)
     image = load_image(cfg, path)
@@ -111,17 +101,28 @@ def export(args: argparse.Namespace) -> None:
         write, filename = FORMATS[name]
         file = args.out / filename
         run = write(detector, image, file)
-        agreement = agree(run, images, expected)
-        at = " and ".join(map(size, images))
-        say(
-            f"{file}: {agreement.detections} detections at {at} as in PyTorch, "
-            f"boxes within {agreement.box:.1g} px, scores within {agreement.score:.1g}"
-        )
+        say(f"{file}: {agreement_in_words(agree(run, images, expected), images)}")
         programs[f"student, {name}"] = timed(run, image)
         rows[f"student, {name}"] = os.path.getsize(file) / 1e6, None
     threads = torch.get_num_threads()
     say(f"\n{args.runs} runs in turn, at {size(image)}, on {threads} thread{'s' * (threads > 1)} of a CPU")
     table(rows, in_turn(programs, args.runs, torch.device("cpu"), WARM_UP))
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raises ConfigError for what can be told before anything is loaded."""
+    check_packages(args.format)
+    if args.runs < 1:
+        raise ConfigError("--runs", args.runs, "less than 1", "Give a number of at least 1.")
+    if args.out.exists() and not args.out.is_dir():
+        raise ConfigError("--out", str(args.out), "is a file", "Name a folder, new or not.")
+
+
+def agreement_in_words(agreement: Agreement, images: Sequence[Tensor]) -> str:
+    return (
+        f"{agreement.detections} detections at {' and '.join(map(size, images))} as in PyTorch, "
+        f"boxes within {agreement.box:.1g} px, scores within {agreement.score:.1g}"
+    )
 
 
 def eager(network: Network, image: Tensor, image_format: str) -> Callable[[], object]:
@@ -155,10 +156,6 @@ def table(rows: dict[str, tuple[float, int | None]], latencies: dict[str, Timing
         count = "" if parameters is None else f"{parameters:,}"
         minimum, median = (1e3 * seconds for seconds in latencies[name])
         say(f"{name:22} {megabytes:7.1f} {count:>12} {minimum:8.1f} {median:10.1f}")
-
-
-def say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ class DataError(Exception):
 
 @dataclass(frozen=True)
 class Sources:
-    """What one split may draw from: photographs (H, W, 3) uint8, digits (N, 8, 8) in 0..16."""
+    """The sources of one split: photographs (H, W, 3) uint8, digits (N, 8, 8) in 0..16."""
 
     photos: list[np.ndarray]
     digits: np.ndarray
@@ -233,7 +233,7 @@ def place(
 
 
 def leaves_enough(mask: np.ndarray, area: int, drawn: Sequence[DrawnObject]) -> bool:
-    """Whether enough is visible of a new layer, ``mask`` (H, W) of ``area`` px, and below it."""
+    """Returns True if enough is visible of a new layer, ``mask`` (H, W) of ``area`` px, and below it."""
     return mask.sum() >= MIN_VISIBLE * area and all(
         (other.mask & ~mask).sum() >= MIN_VISIBLE * other.area for other in drawn
     )
@@ -353,7 +353,7 @@ def write_split(root: Path, split: str, recipe: dict[str, Any]) -> int:
 
 
 def is_made(out: Path, recipe: dict[str, Any], force: bool) -> bool:
-    """Whether ``out`` can stay as it is; DataError where it holds what must not be replaced."""
+    """Returns True if ``out`` can stay. Raises DataError if it holds files that must not be replaced."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
@@ -422,7 +422,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def get_recipe(args: argparse.Namespace) -> dict[str, Any]:
-    """What determines every byte of the set; DataError for parameters that make none."""
+    """Returns the parameters that determine every byte of the set. Raises DataError if they make none."""
     if args.seed < 0:
         raise DataError(f"--seed must be 0 or more, not {args.seed}")
     low, high = args.size

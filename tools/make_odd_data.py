@@ -142,7 +142,7 @@ def write_split(data: Path, root: Path, split: str, recipe: dict[str, Any]) -> s
 
 
 def get_recipe(args: argparse.Namespace) -> dict[str, Any]:
-    """What determines every byte of the set; DataError for parameters that make none."""
+    """Returns the parameters that determine every byte of the set. Raises DataError if they make none."""
     if args.seed < 0:
         raise DataError(f"--seed must be 0 or more, not {args.seed}")
     try:

@@ -13,33 +13,27 @@ import argparse
 import fnmatch
 import json
 import math
-import os
-import platform
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
 
 import torch
+from _checkout import ROOT
+from circumstances import circumstances_in_words
+from commandline import argument_parser, say
+from matrix_pairs import ALL, PAIRS, network_config
+from processes import ONE_THREAD, Failed, Word, call
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
-# fvcore's, at every import; nothing that a user could act on.
-warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
-
-from detectron2 import __version__ as detectron2_version  # noqa: E402
-from matrix_pairs import ALL, PAIRS, network_config  # noqa: E402
-
-from mgd_det.engine.trainer import Trainer  # noqa: E402
-from mgd_det.rng import isolated_rng  # noqa: E402
+from mgd_det.engine.trainer import Trainer
+from mgd_det.rng import isolated_rng
+from mgd_det.run.metrics import read_metrics
 
 IMAGES = ("--train", 8, "--val", 6, "--test", 6)
 STEPS, MORE_STEPS = 5, 3  # before and after resuming
@@ -63,7 +57,7 @@ for folder in sys.argv[1:]:
 assert not [name for name in sys.modules if name.startswith("mgd_det")]
 """
 
-Run = Callable[[Sequence[Any]], "tuple[int, str]"]  # of a script's path and arguments: exit code and output
+Run = Callable[[Sequence[Word]], "tuple[int, str]"]  # of a script's path and arguments: exit code and output
 
 
 @dataclass(frozen=True)
@@ -92,18 +86,14 @@ class Pair:
         return [*options, "DISTILL.METHODS", list(dict.fromkeys(methods))]
 
 
-class Failed(Exception):
-    """A pair does not work; the text says where and why."""
-
-
 def pairs() -> list[Pair]:
-    """All of PAIRS."""
+    """Returns all of PAIRS."""
     rows = [line.split(maxsplit=2) for line in PAIRS.splitlines() if line.strip()]
     return [Pair(a, b, " ".join(methods.split())) for a, b, each in rows for methods in each.split("|")]
 
 
 def save_teacher(name: str, folder: Path, data: Path) -> tuple[str, str]:
-    """Config file and weights of an untrained teacher, made once."""
+    """Returns the config file and weights of an untrained teacher, which are made once."""
     folder.mkdir(parents=True, exist_ok=True)
     config, weights = folder / f"{name}.yaml", folder / f"{name}.pth"
     if not weights.exists():
@@ -157,8 +147,8 @@ def must_run(what: str, run: Run, command: Sequence[Any]) -> None:
 
 
 def check_metrics(output: Path, steps: int, methods: Sequence[str]) -> None:
-    """That the losses of the last step are finite, and those of every method there and not all zero."""
-    lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    """Check the last step: all losses are finite, and each method has one above 0."""
+    lines = read_metrics(output / "metrics.json")
     last = [line for line in lines if line["iteration"] == steps - 1]
     losses = {name: value for line in last for name, value in line.items() if "loss" in name}
     if bad := [name for name, value in losses.items() if not math.isfinite(value)]:
@@ -168,16 +158,9 @@ def check_metrics(output: Path, steps: int, methods: Sequence[str]) -> None:
             raise Failed(f"no loss of {method} is over 0")
 
 
-def in_a_process(command: Sequence[Any]) -> tuple[int, str]:
-    """Run a Python command."""
-    result = subprocess.run(
-        [sys.executable, *map(str, command)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
-    )
-    return result.returncode, result.stdout
+def in_a_process(command: Sequence[Word]) -> tuple[int, str]:
+    """Run a Python command; returns its exit code and output."""
+    return call(*command, environment=ONE_THREAD, capture=True)
 
 
 def load_in_stock(*folders: Path) -> None:
@@ -190,7 +173,7 @@ def load_in_stock(*folders: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    args = argument_parser().parse_args(arguments)
+    args = parse_arguments(arguments)
     chosen = [pair for pair in pairs() if fnmatch.fnmatch(str(pair), f"*{args.only}*")]
     if not chosen:
         say(f"error: --only {args.only!r} is part of no pair; --list shows them")
@@ -225,11 +208,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(failed > 0)
 
 
-def argument_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="examples:\n  tools/matrix.py --list\n  tools/matrix.py --only 'fcos* -> retinanet'\n"
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argument_parser(
+        __doc__,
+        "examples:\n  tools/matrix.py --list\n  tools/matrix.py --only 'fcos* -> retinanet'\n"
         "  tools/matrix.py --only regnet --work output/matrix   (what failed can be looked at there)\n"
         "  tools/matrix.py --markdown docs/matrix.md",
     )
@@ -238,7 +220,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=STEPS, help="of training (default: %(default)s)")
     parser.add_argument("--work", type=Path, metavar="DIR", help="work there instead of a temporary folder")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write a table there")
-    return parser
+    return parser.parse_args(arguments)
 
 
 DOCUMENT = """# Which detectors teach which
@@ -251,8 +233,7 @@ The teachers have random weights, so the table shows what fits together and not 
 {command}
 ```
 
-with Python {python}, torch {torch}, Detectron2 {detectron2} ({system}, {machine}, {cores} CPU cores, no GPU
-used): {works} of {count} pairs work.
+with {versions} ({machine}): {works} of {count} pairs work.
 
 - *r18*, *r34*, *r50* and *r101* are ResNets. Those of bottlenecks are narrowed to WIDTH_PER_GROUP 16 and
   RES2_OUT_CHANNELS 128, except in FCOS. *x50* is ResNeXt-50 32x8d; *regnet* and *regnet_small* are
@@ -272,7 +253,7 @@ used): {works} of {count} pairs work.
 
 
 def document(command: Sequence[str], rows: Sequence[tuple[Pair, float, str]], steps: int) -> str:
-    """The results as Markdown."""
+    """Returns the results as Markdown."""
     cells = [
         (
             pair.teacher,
@@ -287,22 +268,12 @@ def document(command: Sequence[str], rows: Sequence[tuple[Pair, float, str]], st
         command=shlex.join(command),
         steps=steps,
         more=MORE_STEPS,
-        python=platform.python_version(),
-        torch=torch.__version__,
-        detectron2=detectron2_version,
-        system=platform.system(),
-        machine=platform.machine(),
-        cores=os.cpu_count(),
+        **circumstances_in_words(gpus=0),
         works=sum(not failure for *_, failure in rows),
         count=len(rows),
         all=ALL,
         rows="\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in cells),
     )
-
-
-def say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

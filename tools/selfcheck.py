@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import platform
 import shlex
 import signal
 import sys
@@ -20,25 +20,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
+import _checkout
 import torch
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
-
-from checking import Failed, Figures  # noqa: E402  (found through the path above)
-from checking.precision import ON_GPU, mixed_precision  # noqa: E402
-from checking.ranks import dead_rank, ranks, ranks_worker, two_agents  # noqa: E402
-from checking.report import document  # noqa: E402
-from checking.resuming import kill_and_resume, stock_resume  # noqa: E402
-from checking.tiny import prepare  # noqa: E402
-from circumstances import circumstances  # noqa: E402
+from checking.precision import ON_GPU, mixed_precision
+from checking.ranks import dead_rank, ranks, ranks_worker, two_agents
+from checking.report import document
+from checking.resuming import kill_and_resume, stock_resume
+from checking.states import Figures
+from checking.tiny import prepare
+from circumstances import circumstances_in_words
+from commandline import argument_parser, say
+from processes import Failed
 
 
-def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="examples:\n"
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argument_parser(
+        __doc__,
+        "examples:\n"
         "  tools/selfcheck.py\n"
         "  tools/selfcheck.py --only two-agents dead-rank\n"
         "  tools/selfcheck.py --only kill-pass --kills 100 --seed 7 --work /scratch/selfcheck\n"
@@ -56,11 +54,16 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--report", type=Path, metavar="FILE", help="explain them there, in Markdown")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)  # a process of the check "ranks"
     args = parser.parse_args(argv)
+    if args.kills < 1 or (args.work and args.work.exists()):
+        parser.error("--kills must be 1 or more, and --work new")
+    return args
+
+
+def main(argv: Sequence[str]) -> int:
+    args = parse_arguments(argv)
     if args.worker:
         ranks_worker(*args.worker)
         return 0
-    if args.kills < 1 or (args.work and args.work.exists()) or not os.path.exists("/proc/self/environ"):
-        parser.error("--kills must be 1 or more, --work new, and the system one with /proc, such as Linux")
     signal.signal(signal.SIGTERM, stop)
     results = {}
     with tempfile.TemporaryDirectory(prefix="selfcheck_") as temporary:
@@ -70,10 +73,14 @@ def main(argv: Sequence[str]) -> int:
         for name, check in all_checks(args.kills, args.seed).items():
             if name in args.only:
                 results[name] = result_of(check, config, work / name)
-                sys.stdout.write(line(name, results[name]) + "\n")
-                sys.stdout.flush()
+                say(line(name, results[name]))
     command = shlex.join(["tools/selfcheck.py", *argv])
-    record = {"command": command, "seed": args.seed, **circumstances(), "results": results}
+    record = {
+        "command": command,
+        "seed": args.seed,
+        **circumstances_in_words(platform.system()),
+        "results": results,
+    }
     if args.json:
         args.json.write_text(json.dumps(record, indent=2) + "\n")
     if args.report:
@@ -82,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def all_checks(kills: int, seed: int) -> dict[str, partial[Figures]]:
-    """The checks by name; each wants the config and an empty folder."""
+    """Returns the checks by name; each is called with the config and an empty folder."""
     return {
         "kill-pass": partial(kill_and_resume, mode="pass", kills=kills, seed=seed),
         "kill-online": partial(kill_and_resume, mode="online", kills=kills, seed=seed),
@@ -96,7 +103,7 @@ def all_checks(kills: int, seed: int) -> dict[str, partial[Figures]]:
 
 
 def result_of(check: Callable[[Path, Path], Figures], config: Path, folder: Path) -> dict[str, Any]:
-    """The verdict and the figures of a check."""
+    """Returns the verdict and the figures of a check."""
     folder.mkdir()
     start, figures, failure = time.monotonic(), {}, ""
     try:
@@ -108,14 +115,14 @@ def result_of(check: Callable[[Path, Path], Figures], config: Path, folder: Path
 
 
 def line(name: str, result: dict[str, Any]) -> str:
-    """What is printed for a check."""
+    """Returns the line that is printed for a check."""
     figures = (f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in result["figures"].items())
     found = ", ".join(figures) or result["failure"]
     return f"{'PASS' if result['passed'] else 'FAIL'} {name}: {found} ({result['seconds']} s)"
 
 
 def report(record: dict[str, Any]) -> str:
-    """docs/reliability.md."""
+    """Returns the text of docs/reliability.md."""
     results = record["results"]
     lines = [line(name, result) for name, result in results.items()]
     meanings = {n: str(check.func.__doc__) for n, check in all_checks(0, 0).items() if n in results}

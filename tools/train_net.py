@@ -3,15 +3,9 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import warnings
+import _checkout
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-# fvcore's, at every import; nothing that a user could act on.
-warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
-
-from mgd_det.run.main import argument_parser, main  # noqa: E402  (found through the path above)
+from mgd_det.run.main import argument_parser, main
 
 EXAMPLES = """
 examples:

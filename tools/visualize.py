@@ -8,20 +8,15 @@ finished run, or of one that is still going. Runs on the CPU.
 from __future__ import annotations
 
 import argparse
-import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
-# fvcore's, at every import; nothing that a user could act on.
-warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
+import _checkout
+from commandline import argument_parser, bad_input_in_one_line, say
+from visualizing.report import gather, write_report
+from visualizing.runs import open_runs
 
-from visualizing.report import gather, write_report  # noqa: E402  (found through the path above)
-from visualizing.runs import open_runs  # noqa: E402
-
-from mgd_det.errors import ConfigError  # noqa: E402
+from mgd_det.errors import ConfigError
 
 MOST_IMAGES = 12  # with more the page grows too heavy for a phone
 
@@ -38,9 +33,7 @@ config start at the working directory, as they did in training.
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser(__doc__, EXAMPLES)
     parser.add_argument("--run", type=Path, required=True, metavar="RUN", help="OUTPUT_DIR of a training run")
     parser.add_argument(
         "--baseline", type=Path, metavar="RUN", help="run of the same student without a teacher"
@@ -52,12 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to (default: RUN/report)")
     parser.add_argument("--checkpoint", metavar="FILE", help="of the run's folder (default: the last one)")
     args = parser.parse_args(argv)
-    try:
-        page = visualize(args)
-    except ConfigError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
-    sys.stdout.write(f"report: {page}\n")
+    with bad_input_in_one_line():
+        say(f"report: {visualize(args)}")
 
 
 def visualize(args: argparse.Namespace) -> Path:

@@ -9,7 +9,6 @@ Writes the student alone: model_final.pth and student_config.yaml, for stock Det
 from __future__ import annotations
 
 import os
-import sys
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import build_detection_train_loader
@@ -17,8 +16,6 @@ from detectron2.engine import default_argument_parser
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler
 from detectron2.utils.events import EventStorage
-
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../.."))  # a checkout that is not installed
 
 from mgd_det import register_datasets
 from mgd_det.checkpoint.checkpointer import ReportingCheckpointer

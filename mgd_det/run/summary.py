@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -12,6 +11,8 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
+
+from .metrics import read_metrics
 
 AP = "bbox/AP"
 
@@ -76,8 +77,8 @@ def last_ap(folder: str, tested: str) -> float | None:
         with PathManager.open(os.path.join(folder, "config.yaml")) as f:
             names = list(yaml.safe_load(f)["DATASETS"]["TEST"])
         key = AP if len(names) == 1 else f"{tested}/{AP}"
-        with PathManager.open(os.path.join(folder, "metrics.json")) as f:
-            found = [line[key] for line in map(json.loads, f) if key in line]
+        lines = read_metrics(os.path.join(folder, "metrics.json"))
+        found = [line[key] for line in lines if key in line]
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return None
     return found[-1] if found and tested in names else None

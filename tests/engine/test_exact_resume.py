@@ -8,18 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.commands import load_tool
+from checking.resuming import kill_and_resume
+from checking.tiny import make_config
 
 from mgd_det.config import check_values
 from mgd_det.data.datasets import register_datasets
 from mgd_det.engine.exact_resume import ExactLoader, SampleOrder, seed_all
 from mgd_det.engine.trainer import Trainer
 from mgd_det.errors import ConfigError
-
-load_tool("selfcheck")  # puts tools/ on the path
-
-from checking.resuming import kill_and_resume  # noqa: E402
-from checking.tiny import make_config  # noqa: E402
 
 
 def batches(order: SampleOrder, count: int) -> list:

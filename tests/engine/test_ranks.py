@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from helpers.commands import load_tool
-
-load_tool("selfcheck")  # puts tools/ on the path
-
-from checking.ranks import dead_rank, ranks, two_agents  # noqa: E402
-from checking.tiny import make_config  # noqa: E402
+from checking.ranks import dead_rank, ranks, two_agents
+from checking.tiny import make_config
 
 
 @pytest.fixture

@@ -5,23 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from benchmarking import teacher
+from benchmarking.data import loader_share, use_photos
+from benchmarking.losses import Size, one_size, re_solve
+from benchmarking.methods import method_losses
+from benchmarking.report import document, lines, not_run
+from benchmarking.steps import Bench, matching_shares, random_batch
+from benchmarking.timing import Timing, in_turn
+from helpers.commands import ROOT
 
 from mgd_det.data.datasets import check_datasets
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-
-from benchmarking import teacher  # noqa: E402
-from benchmarking.data import loader_share, use_photos  # noqa: E402  (found through the path above)
-from benchmarking.losses import Size, one_size, re_solve  # noqa: E402
-from benchmarking.methods import method_losses  # noqa: E402
-from benchmarking.report import document, lines, not_run  # noqa: E402
-from benchmarking.steps import Bench, matching_shares, random_batch  # noqa: E402
-from benchmarking.timing import Timing, in_turn  # noqa: E402
 
 CPU = torch.device("cpu")
 

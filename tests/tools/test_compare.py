@@ -6,16 +6,25 @@ import csv
 import fcntl
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import compare
 import pytest
 import torch
 import yaml
-from helpers.commands import ROOT, load_tool
+from comparing import report, summary
+from comparing.experiment import Arm, read_experiment
+from comparing.process import RunProcess
+from comparing.records import append_record, check_files, read_file, read_records
+from comparing.runner import Runner, shares, time_left
+from comparing.runs import Run, changed, file_name, files, plan, scaled
+from helpers.commands import ROOT
 from helpers.configs import small_config
 from PIL import Image
 
@@ -23,14 +32,6 @@ from mgd_det.config import load_config
 from mgd_det.engine.trainer import Trainer
 from mgd_det.errors import ConfigError
 from mgd_det.rng import isolated_rng
-
-compare = load_tool("compare")  # puts tools/ on the path
-
-from comparing import report, summary  # noqa: E402
-from comparing.experiment import Arm, read_experiment  # noqa: E402
-from comparing.process import Process  # noqa: E402
-from comparing.runner import Runner, shares, time_left  # noqa: E402
-from comparing.runs import Run, changed, check_files, file_name, files, plan, scaled  # noqa: E402
 
 COMPARE = ROOT / "tools/compare.py"
 
@@ -357,7 +358,7 @@ def small_run(tmp_path: Path, seed: int, script: str) -> Run:
     name = f"small_seed{seed}"
     output, arm = tmp_path / name, Arm("small", [], 3)
     command = ["-c", f"import os; os.chdir({str(output)!r}); {script}"]
-    return Run(arm, seed, command, {"SEED": seed}, {}, name, output, tmp_path / f"results/{name}.json")
+    return Run(arm, seed, command, {"SEED": seed}, {}, name, output, tmp_path / "results/runs.jsonl")
 
 
 def metrics_script(*lines: str) -> str:
@@ -390,8 +391,10 @@ def test_failed_runs_are_told_and_the_others_go_on(tmp_path, capsys):
     assert set(records) == {"small_seed4", "small_seed5"}
     nothing_found = {"AP": 0.0, "AP50": 0.0, "AP75": 0.0, "AP_by_iteration": {"2": 4.0, "3": 0.0}}
     assert nothing_found.items() <= records["small_seed5"].items()
-    written = json.loads((tmp_path / "results/small_seed4.json").read_text())
-    assert written == records["small_seed4"]
+    lines = [json.loads(line) for line in (tmp_path / "results/runs.jsonl").read_text().splitlines()]
+    by_name = {f"{line['arm']}_seed{line['seed']}": line for line in lines}
+    assert by_name == records
+    written = by_name["small_seed4"]
     expected = {
         **{"arm": "small", "seed": 4, "iterations": 3, "resumed_from": 1},
         **{"AP": 8.0, "AP50": 9.0, "AP75": 7.0, "AP_by_iteration": {"2": 4.0, "3": 8.0}},
@@ -399,7 +402,59 @@ def test_failed_runs_are_told_and_the_others_go_on(tmp_path, capsys):
     }
     assert expected.items() <= written.items()
     assert written["peak_memory_mib"] > 1
-    assert {path.stem for path in (tmp_path / "results").iterdir()} == set(records)
+    assert {path.name for path in (tmp_path / "results").iterdir()} <= {"runs.jsonl", "runs.jsonl.lock"}
+
+
+def finished_record(seed: int) -> dict:
+    return {"arm": "small", "seed": seed, "settings": {"SEED": seed}}
+
+
+def test_records_are_lines_of_one_file(tmp_path):
+    runs = [small_run(tmp_path, seed, "") for seed in (1, 2, 3)]
+    path = runs[0].records
+    assert read_records(runs) == {}
+    for seed in (2, 1):
+        append_record(path, finished_record(seed))
+    assert [json.loads(line)["seed"] for line in path.read_text().splitlines()] == [2, 1]
+    assert read_records(runs) == {f"small_seed{seed}": finished_record(seed) for seed in (1, 2)}
+
+
+def test_a_half_written_line_costs_no_other_record(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    append_record(path, finished_record(1))
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[: len(whole) // 2])
+    assert list(read_file(path)) == [("small", 1)]
+    append_record(path, finished_record(2))
+    assert list(read_file(path)) == [("small", 1), ("small", 2)]
+    assert path.read_bytes().startswith(whole)
+    path.write_bytes(path.read_bytes().rstrip(b"\n"))  # as some editors leave it
+    append_record(path, finished_record(3))
+    assert list(read_file(path)) == [("small", 1), ("small", 2), ("small", 3)]
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    append_record(path, finished_record(1))
+    for line in ('{"arm": "small", "se\n', '["small"]\n', '{"arm": "small"}\n'):
+        path.write_text(line + path.read_text().splitlines()[-1] + "\n")
+        with pytest.raises(ConfigError, match=r"line 1 is not the record of a run\. Delete that line"):
+            read_file(path)
+
+
+def test_processes_that_append_at_once_lose_nothing(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    append = (
+        "import sys; from pathlib import Path; from comparing.records import append_record\n"
+        "for seed in range(int(sys.argv[2]), int(sys.argv[2]) + 50):\n"
+        "    record = {'arm': 'small', 'seed': seed, 'settings': {'long': 'x' * 20000}}\n"
+        "    append_record(Path(sys.argv[1]), record)\n"
+    )
+    command = [sys.executable, "-c", append, str(path)]
+    paths = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tools'}"}
+    processes = [subprocess.Popen([*command, str(first)], env=paths) for first in (0, 50)]
+    assert [process.wait() for process in processes] == [0, 0]
+    assert set(read_file(path)) == {("small", seed) for seed in range(100)}
 
 
 @pytest.mark.parametrize(
@@ -418,7 +473,7 @@ def test_every_run_has_gpus_of_its_own_as_far_as_they_go(visible, jobs, each, ex
 
 def test_a_run_is_given_its_gpus_alone(tmp_path):
     show = "import os; print('GPUs', os.environ.get('CUDA_VISIBLE_DEVICES'))"
-    process = Process(small_run(tmp_path, 1, show), "4,5", {"CUDA_VISIBLE_DEVICES": "1"})
+    process = RunProcess(small_run(tmp_path, 1, show), "4,5", {"CUDA_VISIBLE_DEVICES": "1"})
     while not process.ended():
         time.sleep(0.01)
     assert process.output() == "GPUs 4,5\n"
@@ -436,7 +491,7 @@ def test_an_override_can_be_each_runs_seed(tmp_path):
 
 def test_a_run_that_outlived_the_tool_is_not_started_twice(tmp_path, capsys):
     run = small_run(tmp_path, 1, "import time; time.sleep(600)")
-    process = Process(run, "", {})  # nobody waits for it, as after a SIGKILL of the tool
+    process = RunProcess(run, "", {})  # nobody waits for it, as after a SIGKILL of the tool
     try:
         assert Runner([run], {}, jobs=1, gpus=0).run() == 1
         assert "an earlier start still runs in" in capsys.readouterr().out
@@ -444,6 +499,15 @@ def test_a_run_that_outlived_the_tool_is_not_started_twice(tmp_path, capsys):
         process.kill()
 
 
+@pytest.fixture
+def heeded_sigint() -> Iterator[None]:
+    """SIGINT at its default in processes that the test starts: in the background of a shell it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded_sigint")
 def test_an_interrupted_experiment_goes_on(demo_data, teacher_run, tmp_path, capsys, monkeypatch):
     """SIGINT while the second of four runs is between two checkpoints."""
     # With the usual threshold an untrained student detects nothing, and has no AP.
@@ -471,25 +535,25 @@ def test_an_interrupted_experiment_goes_on(demo_data, teacher_run, tmp_path, cap
     output = started.communicate()[0]
     assert started.returncode == 130, output
     assert "interrupted: the same command goes on" in output
-    assert [path.name for path in results.iterdir()] == ["alone_seed11.json"]
+    assert list(read_file(results / "runs.jsonl")) == [("alone", 11)]
     with (second / "console.txt").open() as console:
         fcntl.flock(console, fcntl.LOCK_EX | fcntl.LOCK_NB)  # free: no process of the run is left
 
     error = error_of(capsys, monkeypatch, written(iterations=3))
-    assert "made with other settings: SOLVER.MAX_ITER was 2 and is 3. Delete or rename that file" in error
+    assert "made with other settings: SOLVER.MAX_ITER was 2 and is 3. Delete its line" in error
     error = error_of(capsys, monkeypatch, written(longer=13))
     assert "made with other settings: SOLVER.MAX_ITER was 12 and is 13. Delete or rename that folder" in error
 
-    finished = (results / "alone_seed11.json").read_bytes()
+    finished = (results / "runs.jsonl").read_bytes()
     code, output, _ = run_compare(capsys, monkeypatch, written(), "--jobs", 2)
     assert code == 0
     assert output.startswith("4 runs, 1 of them finished\n")
     assert "alone, seed 11" not in output
-    assert (results / "alone_seed11.json").read_bytes() == finished
-    records = {path.stem: json.loads(path.read_text()) for path in results.glob("*_seed*.json")}
-    assert set(records) == {f"{arm}_seed{seed}" for arm in ("alone", "longer") for seed in (11, 12)}
+    assert (results / "runs.jsonl").read_bytes().startswith(finished)
+    records = read_file(results / "runs.jsonl")
+    assert set(records) == {(arm, seed) for arm in ("alone", "longer") for seed in (11, 12)}
     starts = {name: record["resumed_from"] for name, record in records.items()}
-    assert 4 <= starts.pop("longer_seed11") < 12
+    assert 4 <= starts.pop(("longer", 11)) < 12
     assert set(starts.values()) == {0}
     assert all(0 <= record["AP"] <= 100 and record["peak_memory_mib"] > 100 for record in records.values())
 

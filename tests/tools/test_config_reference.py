@@ -5,8 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import config_reference as tool
 import pytest
-from helpers.commands import ROOT, load_tool
+from helpers.commands import ROOT
 
 SOURCE = """
 def add(cfg):
@@ -24,12 +25,7 @@ def add(cfg):
 """
 
 
-@pytest.fixture(scope="module")
-def tool():
-    return load_tool("config_reference")
-
-
-def test_reads_every_key_with_its_comment(tool):
+def test_reads_every_key_with_its_comment():
     assert tool.read_entries(SOURCE) == [
         ("SOLVER.KIND", '"a"', "Of a stock section."),
         ("DISTILL", "", "What the losses are."),
@@ -39,7 +35,7 @@ def test_reads_every_key_with_its_comment(tool):
     ]
 
 
-def test_writes_a_table_for_each_section(tool):
+def test_writes_a_table_for_each_section():
     text = tool.document(tool.read_entries(SOURCE))
     assert (
         '## Keys in Detectron2\'s sections\n\n| key | default | |\n|---|---|---|\n| `SOLVER.KIND` | `"a"` |'
@@ -53,7 +49,7 @@ def test_writes_a_table_for_each_section(tool):
     )
 
 
-def test_a_key_without_a_comment_is_an_error(tool):
+def test_a_key_without_a_comment_is_an_error():
     with pytest.raises(ValueError, match=r"DISTILL\.FLAG has no comment"):
         tool.read_entries("    cfg.DISTILL.FLAG = True")
 

@@ -6,9 +6,11 @@ import importlib.util
 import re
 from pathlib import Path
 
+import export
 import pytest
 import torch
-from helpers.commands import ROOT, load_tool, run_tool
+from exporting import checks
+from helpers.commands import ROOT, run_tool
 from helpers.detectors import distil, network, small
 
 # TorchScript, of which torch says at every step that it would rather have us use something else.
@@ -22,18 +24,6 @@ OPTIONS = [
     *("TEST.DETECTIONS_PER_IMAGE", 30, "INPUT.MIN_SIZE_TEST", 160),
 ]
 FCOS_OPTIONS = ["DISTILL.STUDENT_OPTS", ["model.test_score_thresh=0.0"]]
-
-
-@pytest.fixture(scope="module")
-def export():
-    """The tool, as a module."""
-    return load_tool("export")
-
-
-@pytest.fixture
-def checks(export):
-    """exporting.checks, which the tool has put on the path."""
-    return importlib.import_module("exporting.checks")
 
 
 def save_run(folder: Path, cfg) -> torch.nn.Module:
@@ -66,7 +56,7 @@ def latencies(output: str) -> dict[str, tuple[float, float]]:
     return {name: (float(minimum), float(median)) for name, minimum, median in rows}
 
 
-def test_a_distilled_student_beside_its_teacher(export, demo_data, teacher_run, tmp_path, capsys):
+def test_a_distilled_student_beside_its_teacher(demo_data, teacher_run, tmp_path, capsys):
     cfg = small(demo_data, tmp_path / "run", "retinanet", *OPTIONS)
     run, out = tmp_path / "run", tmp_path / "out"
     student = save_run(run, distil(cfg, ["mgd"], teacher_run))
@@ -106,7 +96,7 @@ def test_the_file_runs_without_detectron2(run_of, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["faster", "mask", "fcos"])
-def test_other_detectors(export, run_of, tmp_path, capsys, kind):
+def test_other_detectors(run_of, tmp_path, capsys, kind):
     assert export.main(["--run", str(run_of(kind)), "--out", str(tmp_path / "out"), "--runs", "1"]) == 0
     assert re.search(r"[1-9]\d* detections at \d+x\d+ and \d+x\d+ as in PyTorch", capsys.readouterr().out)
     outputs = torch.jit.load(str(tmp_path / "out/student.ts"))(torch.rand(3, 64, 96) * 255)
@@ -115,7 +105,7 @@ def test_other_detectors(export, run_of, tmp_path, capsys, kind):
 
 @pytest.mark.skipif(not HAS_ONNX, reason="the optional packages onnx and onnxruntime are not installed")
 @pytest.mark.parametrize("kind", ["retinanet", "faster", "mask", "fcos"])
-def test_onnx(export, run_of, tmp_path, capsys, kind):
+def test_onnx(run_of, tmp_path, capsys, kind):
     command = ["--run", str(run_of(kind)), "--out", str(tmp_path / "out"), "--runs", "1"]
     assert export.main([*command, "--format", "onnx"]) == 0
     printed = capsys.readouterr().out
@@ -144,7 +134,7 @@ LEFT, RIGHT = [0.0, 0.0, 10.0, 10.0], [20.0, 0.0, 30.0, 10.0]
 TWO = detections([LEFT, RIGHT], [0.5, 0.4999], [1, 2])
 
 
-def test_detections_that_agree(checks):
+def test_detections_that_agree():
     moved = [0.0625, 0.0, 10.0, 10.0]
     swapped = detections([RIGHT, moved], [0.5, 0.4999], [2, 1])
     found = checks.compare(TWO, swapped)
@@ -166,7 +156,7 @@ def test_detections_that_agree(checks):
         (detections([LEFT, RIGHT], [0.5, float("nan")], [1, 2]), "not finite"),
     ],
 )
-def test_detections_that_differ(checks, found, match):
+def test_detections_that_differ(found, match):
     with pytest.raises(checks.Disagreement, match=match):
         checks.compare(TWO, found)
 
@@ -181,20 +171,20 @@ def test_detections_that_differ(checks, found, match):
         (["--run", "gone"], r"--run = 'gone': there is no config\.yaml in it"),
     ],
 )
-def test_bad_input_is_one_line(export, run_of, tmp_path, capsys, arguments, match):
+def test_bad_input_is_one_line(run_of, tmp_path, capsys, arguments, match):
     command = ["--run", str(run_of("retinanet")), "--out", str(tmp_path / "out"), *arguments]
     assert export.main(command) == 2
     assert re.fullmatch(f"error: .*{match}.*\n", capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
 
 
-def test_without_test_data_an_image_must_be_named(export, run_of, tmp_path, capsys):
+def test_without_test_data_an_image_must_be_named(run_of, tmp_path, capsys):
     run = run_of("retinanet", "DATASETS.TEST", ())
     assert export.main(["--run", str(run), "--out", str(tmp_path / "out")]) == 2
     assert re.search(r"--image = '': none is named.*Name one that shows objects", capsys.readouterr().err)
 
 
-def test_a_student_that_finds_nothing_cannot_be_checked(export, run_of, tmp_path, capsys):
+def test_a_student_that_finds_nothing_cannot_be_checked(run_of, tmp_path, capsys):
     run = run_of("retinanet", "MODEL.RETINANET.SCORE_THRESH_TEST", 1.0)
     assert export.main(["--run", str(run), "--out", str(tmp_path / "out")]) == 2
     assert "the student finds nothing in it" in capsys.readouterr().err

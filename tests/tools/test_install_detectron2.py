@@ -2,21 +2,16 @@
 
 import base64
 import hashlib
-import importlib.util
 import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import install_detectron2 as tool
 import pytest
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "install_detectron2.py"
-# By path: an environment may hold another top-level package named `tools`.
-spec = importlib.util.spec_from_file_location("install_detectron2", TOOL)
-tool = importlib.util.module_from_spec(spec)
-sys.modules[spec.name] = tool
-spec.loader.exec_module(tool)
 
 
 def run_tool(*args, env=None):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
+import make_demo_data as tool
 import numpy as np
 import pytest
 from hypothesis import given
@@ -27,19 +26,6 @@ COUNTS = {"train": 32, "val": 16, "test": 16}
 # outline, their boxes by this much per side. Run lengths are exact.
 AREA_TOLERANCE = 0.35
 BOX_TOLERANCE = 2.0
-
-
-def load_tool() -> Any:
-    spec = importlib.util.spec_from_file_location("make_demo_data", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load_tool()
 
 
 def make(out: Path, *options: str, **counts: int) -> Path:

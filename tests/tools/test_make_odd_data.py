@@ -7,10 +7,11 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import make_odd_data as tool
 import numpy as np
 import pytest
 from detectron2.data.detection_utils import read_image
-from helpers.commands import ROOT, load_tool, run_tool
+from helpers.commands import ROOT, run_tool
 from helpers.configs import small_config
 from helpers.detectors import Perfect
 from PIL import Image
@@ -18,9 +19,6 @@ from pycocotools.coco import COCO
 
 from mgd_det.data.datasets import check_datasets, register_datasets
 from mgd_det.engine.trainer import Trainer
-
-load_tool("make_demo_data")  # which the other one imports
-tool = load_tool("make_odd_data")
 
 TRAIN_NET = ROOT / "tools/train_net.py"
 SPLITS = ("train", "val", "test")

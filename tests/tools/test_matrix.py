@@ -6,15 +6,13 @@ import contextlib
 import io
 import traceback
 
+import matrix
 import pytest
 import torch
-from helpers.commands import load_tool
 
 from mgd_det.config import load_config
 from mgd_det.methods import method_defaults
 from mgd_det.run.main import argument_parser, main
-
-matrix = load_tool("matrix")
 
 SIX = [
     matrix.Pair("retinanet-r50", "retinanet-r18", "mgd logits"),

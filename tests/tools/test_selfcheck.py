@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+import selfcheck
 import torch
-from helpers.commands import ROOT, load_tool, run_tool
-
-selfcheck = load_tool("selfcheck")  # puts tools/ on the path
-
-from checking import Failed  # noqa: E402
-from checking.jobs import Job, run  # noqa: E402
-from checking.resuming import next_start  # noqa: E402
-from checking.states import deviation, equal_values, within  # noqa: E402
+from checking.jobs import Job, run
+from checking.resuming import next_start
+from checking.states import deviation, equal_values, within
+from helpers.commands import ROOT, run_tool
+from processes import Failed
 
 
 def test_equal_values_are_counted_without_times():
@@ -81,9 +79,9 @@ time.sleep(600)
 
 def test_nothing_outlives_a_job_that_fails(tmp_path):
     with pytest.raises(Failed, match="to fail"), Job(tmp_path / "log", "-c", FAMILY) as job:
-        job.until(lambda: "started" in job.output() and len(job.pids()) == 2, "both ran")
+        job.until(lambda: "started" in job.output() and len(job.processes()) == 2, "both ran")
         raise Failed("to fail")
-    assert job.pids() == []
+    assert job.processes() == []
 
 
 def test_a_command_that_ends_too_soon_fails_with_its_last_words(tmp_path):

@@ -12,22 +12,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.commands import ROOT, load_tool
+import visualize
+from helpers.commands import ROOT
 from helpers.configs import small_config
+from visualizing import detections, matching, metrics, runs
+from visualizing.features import TapMaps, best_learnt_channel
+from visualizing.matching_pictures import close_up, draw_updates, in_words
+from visualizing.models import Box
+from visualizing.page import Section, write_page
+from visualizing.picture import Missing
 
 from mgd_det.data.datasets import register_datasets
 from mgd_det.engine.trainer import Trainer
 from mgd_det.maths.matching import matched_pairs
 from mgd_det.rng import isolated_rng
-
-visualize = load_tool("visualize")  # puts tools/ on the path
-
-from visualizing import detections, matching, metrics, runs  # noqa: E402
-from visualizing.features import TapMaps, best_learnt_channel  # noqa: E402
-from visualizing.matching_pictures import close_up, draw_updates, in_words  # noqa: E402
-from visualizing.models import Box  # noqa: E402
-from visualizing.page import Section, write_page  # noqa: E402
-from visualizing.picture import Missing  # noqa: E402
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PHONE = 390  # pixels, the width of common ones
@@ -107,7 +105,7 @@ LINES = """\
 
 def test_metrics_of_a_run_that_was_killed_resumed_and_still_goes(tmp_path):
     (tmp_path / "metrics.json").write_text(LINES)
-    series = metrics.read_metrics(tmp_path / "metrics.json")
+    series = metrics.read_series(tmp_path / "metrics.json")
     assert series == {
         "loss_cls": {19: 1.5, 59: 0.5},  # the later value of iteration 19, no torn line
         "loss_mgd_res3": {19: 3.0},
@@ -119,7 +117,7 @@ def test_metrics_of_a_run_that_was_killed_resumed_and_still_goes(tmp_path):
     assert metrics.last_iteration(series) == 59
     assert metrics.distillation_losses(series) == ["mgd_res3"]
     assert metrics.task_losses(series) == ["loss_cls"]
-    assert metrics.read_metrics(tmp_path / "gone.json") == {}
+    assert metrics.read_series(tmp_path / "gone.json") == {}
 
 
 def test_names_of_runs_are_as_long_as_they_have_to_be():

@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarking.steps import OBJECTS
 from detectron2.config import CfgNode
 from PIL import Image
 
-from benchmarking.steps import OBJECTS
 from mgd_det.data.datasets import register_datasets
 from mgd_det.engine.trainer import Trainer
 

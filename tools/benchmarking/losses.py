@@ -7,10 +7,10 @@ from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import torch
+from benchmarking.timing import Job, in_turn
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from benchmarking.timing import Job, in_turn
 from mgd_det.maths import kernels
 from mgd_det.maths.kernels import eager
 from mgd_det.maths.losses import partial_l2, pooled_partial_l2

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from benchmarking.steps import Bench
 
 PROCESSES, STEPS = 3, 3

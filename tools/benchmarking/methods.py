@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from typing import Any, Callable
 
 import torch
-from torch import Tensor
-
 from benchmarking.steps import Bench
 from benchmarking.timing import Job, in_turn
+from torch import Tensor
 
 
 def method_losses(bench: Bench, runs: int) -> dict[str, Any]:

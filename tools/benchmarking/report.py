@@ -1,4 +1,4 @@
-"""What the figures come to, on the terminal and in docs/performance.md."""
+"""Tables of the figures, for the terminal and docs/performance.md."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def document(records: Sequence[Record]) -> str:
 
 
 def not_run(records: Sequence[Record]) -> str:
-    """What no record has from a GPU."""
+    """Returns the section that lists the parts without a record from a GPU."""
     run = {part for record in records if record.get("device", "cpu").startswith("cuda") for part in record}
     missing = [f"- {what}" for part, what in ON_A_GPU.items() if part not in run]
     on_a_gpu = ["On a GPU:\n", *missing, ""] if missing else []

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarking.timing import Job, in_turn
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarking.timing import Job, in_turn
 from mgd_det.engine.optimizer import build_optimizer
 from mgd_det.engine.schedules import UpdateSchedule
 from mgd_det.modeling.taps import student_and_teacher_names
@@ -66,19 +66,19 @@ class Bench:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """What a trainer has around a forward pass."""
+        """Enter the contexts that a trainer has around a forward pass."""
         autocast = torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
         with EventStorage(), autocast:
             yield
 
     def student_step(self) -> None:
-        """Stock training."""
+        """Take a step of stock training."""
         with self.running():
             losses = self.model.student(self.batch)
         self.update(losses)
 
     def floor_step(self) -> None:
-        """The same, and as much of the teacher as the taps need."""
+        """Take the same step, and run as much of the teacher as the taps need."""
         with self.running():
             batch = self.model.to_device(self.batch)
             losses = self.model.student(batch)
@@ -92,7 +92,7 @@ class Bench:
 
     @cached_property
     def features(self) -> dict[str, Any]:
-        """What the methods get in a step."""
+        """The features of all taps in a step, as the methods get them."""
         seen: list[dict[str, Any]] = []
         method = next(iter(self.model.methods.values()))
         handle = method.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
@@ -102,7 +102,7 @@ class Bench:
         return seen[0]
 
     def observing(self) -> None:
-        """What the online mode adds to those steps from which it takes statistics."""
+        """Do the work that the online mode adds to a step from which it takes statistics."""
         for method in self.model.matching:
             method.observe(self.features)
             method.absorb(lambda tensor: None, self.cfg.DISTILL.EXPERIMENT.ONLINE_DECAY)
@@ -112,7 +112,7 @@ class Bench:
         self.model.observe_pass([self.batch])
 
     def solving(self) -> None:
-        """From the statistics that are there."""
+        """Solve the matching from the statistics that are there."""
         self.model.solve()
 
     def update(self, losses: dict[str, torch.Tensor]) -> None:
@@ -123,7 +123,7 @@ class Bench:
 
 
 def random_batch(images: int, size: tuple[int, int], classes: int) -> list[dict[str, Any]]:
-    """Noise with boxes, in the form of Detectron2's data loaders."""
+    """Returns noise with boxes, in the form of Detectron2's data loaders."""
     generator = torch.Generator().manual_seed(0)
     batch = []
     for index in range(images):
@@ -168,7 +168,7 @@ def method_steps(bench: Bench, runs: int) -> dict[str, Any]:
 def matching_shares(
     seconds: Mapping[str, float], images: int, schedule: Mapping[str, int]
 ) -> dict[str, float]:
-    """What matching takes of the time of all training steps: by pass, online, and a first pass alone.
+    """Returns what share of the training time matching takes: by pass, online, and a first pass alone.
 
     Images are taken to cost the same in batches of any size, and solving, which does not depend on them, is
     counted once for each matching.
@@ -214,7 +214,7 @@ def tap_growth(cfg: CfgNode, method: str, arguments: tuple[Any, ...], runs: int)
 
 
 def schedule_of(cfg: CfgNode) -> dict[str, int]:
-    """How often a run of this config solves its matching, and from how much."""
+    """Returns how often a run of this config solves its matching, and from how many images."""
     updates, last = UpdateSchedule.from_config(cfg), cfg.SOLVER.MAX_ITER
     return {
         "passes": 1 + sum(updates.due(i) for i in range(1, last)),

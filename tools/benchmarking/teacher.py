@@ -7,10 +7,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
-
 from benchmarking.steps import random_batch
 from benchmarking.timing import in_turn
+from detectron2.config import CfgNode
+
 from mgd_det.modeling.taps import student_and_teacher_names
 from mgd_det.modeling.teacher import TeacherSpec
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from checking import Failed, Figures
 from checking.jobs import run
-from checking.states import final, within
+from checking.states import Figures, final, within
 from checking.tiny import train_net
+from processes import Failed
 
 PRECISION = {"float16": 0.01, "bfloat16": 0.05}  # relative, of the first distillation losses
 ON_GPU = "mixed-precision-gpu"  # the check that needs one

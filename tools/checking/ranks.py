@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
 import time
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-
-from checking import Failed, Figures
-from checking.jobs import LIMIT, PATIENCE, Job, run
-from checking.states import deviation, final, load, within
-from checking.tiny import ROOT, train_net
+from _checkout import ROOT
+from checking.jobs import PATIENCE, Job, run
+from checking.states import Figures, deviation, final, load, within
+from checking.tiny import train_net
+from processes import LIMIT, Failed
 
 TOLERANCE = 1e-5  # relative, of figures that differ by the order of sums
 TORCHRUN = ("-m", "torch.distributed.run")
@@ -121,13 +119,13 @@ def dead_rank(config: Path, folder: Path) -> Figures:
     endless = ("SOLVER.MAX_ITER", 100000, "SOLVER.CHECKPOINT_PERIOD", 100000, "SOLVER.IMS_PER_BATCH", 4)
     with Job(folder / "job.log", *ONE_AGENT, 2, *train_net(config, folder / "run", *endless)) as job:
         job.until(lambda: "eta:" in job.output(), "training was under way")
-        os.kill(min(job.pids("RANK=1")), signal.SIGKILL)
+        min(job.processes(RANK="1"), key=lambda process: process.pid).kill()
         killed = time.monotonic()
         code, seconds = job.process.wait(LIMIT), [time.monotonic() - killed]
-        while job.pids() and time.monotonic() < killed + PATIENCE:
+        while job.processes() and time.monotonic() < killed + PATIENCE:
             time.sleep(0.1)
         seconds.append(time.monotonic() - killed)
-        left = len(job.pids())
+        left = len(job.processes())
     if code == 0 or left or "SIGKILL" not in job.output():
         raise job.failed(f"exit code {code}, {left} processes left, or the signal not named")
     ended = dict(zip(("seconds until it ended", "until no process was left"), seconds))

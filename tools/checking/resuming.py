@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import signal
@@ -11,10 +10,12 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
-from checking import Failed, Figures
-from checking.jobs import LIMIT, Job, run
-from checking.states import equal_values, final, load, within
+from checking.jobs import Job, run
+from checking.states import Figures, equal_values, final, load, within
 from checking.tiny import train_net
+from processes import LIMIT, Failed
+
+from mgd_det.run.metrics import read_metrics
 
 PERIOD = 4  # iterations between two checkpoints of a run that is killed
 AIMS = ("writing", "training", "start-up", "training")  # of kills: over and over, shuffled
@@ -55,8 +56,7 @@ def kill_and_resume(config: Path, folder: Path, *, mode: str, kills: int, seed: 
     run(folder / "alone.log", *train_net(config, folder / "alone", *keys, "SEED", *seeds))
     runs = []
     for path in (output, folder / "alone"):
-        metrics = (path / "metrics.json").read_text().splitlines()
-        runs.append({**final(path), "metrics": [json.loads(line) for line in metrics]})
+        runs.append({**final(path), "metrics": read_metrics(path / "metrics.json")})
     return {
         "kills": kills,
         **hits,
@@ -87,7 +87,7 @@ def stock_resume(config: Path, folder: Path) -> Figures:
 
 
 def kill(job: Job, output: Path, aim: str, rng: random.Random) -> str:
-    """Let a run get to a random moment, SIGKILL it, and say what that hit."""
+    """Let a run get to a random moment, send it SIGKILL, and return what that hit."""
     checkpoints, share = rng.randrange(3), rng.random()
     if aim == "start-up":
         job.until(lambda: time.time() > job.started + 6 * share, "it was killed")
@@ -106,7 +106,7 @@ def kill(job: Job, output: Path, aim: str, rng: random.Random) -> str:
 
 
 def being_written(job: Job, output: Path) -> bool:
-    """Whether this start, and no earlier one, left a checkpoint partial, or whole and not yet the last."""
+    """Returns True if this start left a checkpoint that is partial, or not yet named as the last."""
     unnamed = [path for path in output.glob("model_*.pth") if path > last_checkpoint(output)]
     for path in [*unnamed, *output.glob("*.partial")]:
         with suppress(FileNotFoundError):  # renamed just now
@@ -116,13 +116,13 @@ def being_written(job: Job, output: Path) -> bool:
 
 
 def last_checkpoint(output: Path) -> Path:
-    """What the next start will resume from; the folder itself where that is nothing."""
+    """Returns the file that the next start will resume from, the folder itself if there is none."""
     tag = output / "last_checkpoint"
     return output / (tag.read_text() if tag.exists() else "")
 
 
 def next_start(output: Path) -> int:
-    """The iteration that the next start must begin at, behind the last checkpoint, which must load whole."""
+    """Returns the iteration that the next start must begin at. The last checkpoint must load whole."""
     path = last_checkpoint(output)
     try:
         return 0 if path == output else load(path)["iteration"] + 1

@@ -1,4 +1,4 @@
-"""What runs leave behind, loaded and compared."""
+"""Loading and comparing the states that runs leave."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from processes import Failed
 
-from checking import Failed, Figures
+Figures = dict[str, Any]  # of a check, by the names that its line gives them
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -20,7 +21,7 @@ def final(output: Path) -> dict[str, Any]:
 
 
 def equal_values(found: Any, expected: Any) -> int:
-    """How many values two states hold, which must be the same in both, bit for bit."""
+    """Returns the number of values in two states, which must be the same in both, bit for bit."""
     a, b = dict(leaves(found)), dict(leaves(expected))
     names = a.keys() | b.keys()
     if differing := sorted(name for name in names if not same(a.get(name), b.get(name))):
@@ -29,7 +30,7 @@ def equal_values(found: Any, expected: Any) -> int:
 
 
 def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Path and value of all that nested tables and lists hold, times left out."""
+    """Yields the path and value of each leaf of nested tables and lists; times are left out."""
     if isinstance(value, (dict, list)):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             yield from leaves(item, f"{name}/{key}")
@@ -44,7 +45,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def deviation(found: dict[str, Any], expected: dict[str, Any]) -> float:
-    """The largest difference in any tensor, relative to the largest value of that tensor."""
+    """Returns the largest difference in any tensor, relative to the largest value of that tensor."""
     if list(found) != list(expected):
         raise Failed("the two runs name different tensors")
     pairs = [(torch.as_tensor(found[n]).double(), torch.as_tensor(v).double()) for n, v in expected.items()]

@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from _checkout import ROOT
 from checking.jobs import run
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def prepare(folder: Path) -> Path:

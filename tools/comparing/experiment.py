@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from _checkout import ROOT
 
 from mgd_det.config import load_config
 from mgd_det.errors import ConfigError
-
-ROOT = Path(__file__).resolve().parents[2]
 
 TOP_KEYS: dict[str, type] = {
     "config": str,
@@ -73,14 +72,7 @@ def read_experiment(path: Path) -> Experiment:
     Raises:
         ConfigError: whatever about it cannot work.
     """
-    try:
-        document = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        remedy = "Give the path of a YAML file; --help shows one."
-        raise ConfigError("EXPERIMENT", str(path), f"cannot be read ({error})", remedy) from error
-    if not isinstance(document, dict):
-        raise ConfigError("EXPERIMENT", str(path), "not a table", "Write one as --help shows it.")
-    check_table("", document, TOP_KEYS, required=[key for key in TOP_KEYS if key not in OPTIONAL])
+    document = read_document(path)
     config, shared = relative(Path(document["config"])), overrides("set", document.get("set", []))
     folders = {key: relative(Path(document[key])) for key in ("results", "output")}
     for key, folder in folders.items():
@@ -97,29 +89,53 @@ def read_experiment(path: Path) -> Experiment:
     if document["baseline"] not in names:
         problem = "not one of the arms"
         raise ConfigError("baseline", document["baseline"], problem, f"Choose among {names}.")
-
-    for pair in document.get("pairs", []):
-        if not (isinstance(pair, list) and len(pair) == 2 and all(arm in names for arm in pair)):
-            raise ConfigError("pairs", pair, "not two of the arms", f"Give [ONE, OTHER], among {names}.")
-    pairs = [(one, other) for one, other in document.get("pairs", [])]
+    pairs = read_pairs(document.get("pairs", []), names)
 
     cfg = load_config(str(config), with_seed(shared, seeds[0]), key="config", opts_key="set")
     if len(cfg.DATASETS.TEST) != 1:
         problem = "AP is compared on one data set"
         raise ConfigError("DATASETS.TEST", list(cfg.DATASETS.TEST), problem, "Name one, under 'set'.")
+    check_arms(config, arms, seeds[0])
+    data = f"{', '.join(cfg.DATASETS.TRAIN)} to train, {cfg.DATASETS.TEST[0]} to measure"
+    return Experiment(
+        config, seeds=seeds, baseline=document["baseline"], pairs=pairs, arms=arms, data=data, **folders
+    )
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """Returns the table in a file, its keys and the kinds of their values checked."""
+    try:
+        document = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        remedy = "Give the path of a YAML file; --help shows one."
+        raise ConfigError("EXPERIMENT", str(path), f"cannot be read ({error})", remedy) from error
+    if not isinstance(document, dict):
+        raise ConfigError("EXPERIMENT", str(path), "not a table", "Write one as --help shows it.")
+    check_table("", document, TOP_KEYS, required=[key for key in TOP_KEYS if key not in OPTIONAL])
+    return document
+
+
+def read_pairs(pairs: Sequence[object], names: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns the pairs of arms that are compared with each other."""
+    found = []
+    for pair in pairs:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(arm in names for arm in pair)):
+            raise ConfigError("pairs", pair, "not two of the arms", f"Give [ONE, OTHER], among {names}.")
+        found.append((pair[0], pair[1]))
+    return found
+
+
+def check_arms(config: Path, arms: Sequence[Arm], seed: int) -> None:
+    """Raises ConfigError if the config of an arm cannot be loaded, or sets the length of its run."""
     for arm in arms:
         own = load_config(
-            str(config), with_seed(arm.overrides, seeds[0]), key="config", opts_key=f"arms: {arm.name}"
+            str(config), with_seed(arm.overrides, seed), key="config", opts_key=f"arms: {arm.name}"
         )
         size = own.SOLVER.REFERENCE_WORLD_SIZE
         if size:
             problem = "changes the lengths of runs, which 'iterations' gives"
             remedy = "Give batch, learning rate and iterations for the processes that run, and 0 here."
             raise ConfigError("SOLVER.REFERENCE_WORLD_SIZE", size, problem, remedy)
-    data = f"{', '.join(cfg.DATASETS.TRAIN)} to train, {cfg.DATASETS.TEST[0]} to measure"
-    return Experiment(
-        config, seeds=seeds, baseline=document["baseline"], pairs=pairs, arms=arms, data=data, **folders
-    )
 
 
 def read_arm(name: Any, entry: Any, shared: list[str], iterations: int) -> Arm:

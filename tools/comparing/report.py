@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
+from circumstances import versions_in_words
 from comparing.summary import CONFIDENCE, Pair, Record, Row, compare_pairs, summarise
+from matplotlib.figure import Figure
 
 BLUE, GREY = "#0072B2", "0.45"  # of the Okabe-Ito palette, which colour-blind readers can tell apart
 
@@ -74,14 +74,14 @@ def write_report(
 
 
 def labels(rows: Sequence[Row], baseline: str) -> dict[str, str]:
-    """Names of the arms, with the length of those that are not as long as the baseline."""
+    """Returns the names of the arms; those of another length than the baseline's include it."""
     common = next(row.iterations for row in rows if row.arm == baseline)
     lengths = {row.arm: "" if row.iterations == common else f" ({row.iterations} iterations)" for row in rows}
     return {arm: arm + length for arm, length in lengths.items()}
 
 
 def markdown(tables: str, facts: Mapping[str, str], records: Sequence[Record]) -> str:
-    """The report; `facts` are what the experiment was, by name, and come first."""
+    """Returns report.md; `facts` describe the experiment, by name, and come first."""
     found = circumstances(records)
     mixed = [name for name in ("machine", "versions") if len(found[name]) > 1]
     dates = " to ".join(dict.fromkeys([found["date"][0], found["date"][-1]]))
@@ -108,18 +108,17 @@ def markdown(tables: str, facts: Mapping[str, str], records: Sequence[Record]) -
 
 
 def circumstances(records: Sequence[Record]) -> dict[str, list[str]]:
-    """What the runs were made with: one entry for each machine and for each set of versions."""
-    versions = [", ".join(f"{name} {version}" for name, version in r["versions"].items()) for r in records]
+    """Returns the machines, versions, commits and dates of the runs, each once."""
     return {
         "machine": sorted({r["machine"] for r in records}),
-        "versions": sorted(set(versions)),
+        "versions": sorted({versions_in_words(r["versions"]) for r in records}),
         "commit": sorted({r.get("commit", "not recorded") for r in records}),
         "date": sorted({r["date"] for r in records}),
     }
 
 
 def table(rows: Sequence[Row], baseline: str, names: Mapping[str, str]) -> str:
-    """The rows in markdown."""
+    """Returns the rows as a markdown table."""
     lines = [
         f"| arm | n | AP | s.d. | AP50 | AP - {cell(baseline)} | {CONFIDENCE:.0%} interval "
         "| s/iteration | relative | memory, MiB | relative |",
@@ -138,7 +137,7 @@ def table(rows: Sequence[Row], baseline: str, names: Mapping[str, str]) -> str:
 
 
 def pair_lines(pairs: Sequence[Pair], names: Mapping[str, str]) -> list[str]:
-    """A table in markdown of those compared with each other, behind an empty line; none without any."""
+    """Returns an empty line and a markdown table of the compared pairs; nothing without pairs."""
     if not pairs:
         return []
     lines = ["", f"| arm | against | n | AP - AP | {CONFIDENCE:.0%} interval |", "|---|---|---:|---:|---:|"]
@@ -161,7 +160,7 @@ def interval(row: Row | Pair) -> str:
 
 
 def cell(text: str) -> str:
-    """Free text, for a cell of a markdown table."""
+    """Returns a text escaped for a cell of a markdown table."""
     return " ".join(text.split()).replace("|", "\\|")
 
 
@@ -174,7 +173,7 @@ def count(row: Row) -> str:
 
 
 def draw(rows: Sequence[Row], baseline: str, names: Mapping[str, str], path: Path) -> None:
-    """One horizontal row for each arm: mean difference to the baseline, its interval, every seed's dot."""
+    """Draw for each arm the mean difference to the baseline, its interval, and a dot for each seed."""
     rows = [row for row in rows if row.arm != baseline]
     figure = Figure(figsize=(7.5, 1.5 + 0.55 * max(len(rows), 1)), layout="constrained")
     axis = figure.add_subplot()

@@ -1,4 +1,4 @@
-"""The runs that an experiment comes to, and what earlier starts left of them."""
+"""The runs of an experiment."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from comparing.experiment import Arm, Experiment, with_seed
 from detectron2.config import CfgNode, get_cfg
 
-from comparing.experiment import Arm, Experiment, with_seed
 from mgd_det.config import add_mgd_config, load_config
-from mgd_det.errors import ConfigError
 
 
 class Run(NamedTuple):
@@ -27,20 +26,20 @@ class Run(NamedTuple):
     files: dict[str, str]  # and files, with their digests
     name: str  # of its files
     output: Path
-    result: Path
+    records: Path  # file that its record is appended to
 
     def __str__(self) -> str:
         return f"{self.arm.name}, seed {self.seed}"
 
 
 def plan(experiment: Experiment, gpus: int) -> list[Run]:
-    """All runs of the experiment, seed by seed, so that one that is interrupted has whole seeds."""
+    """Returns all runs of the experiment, seed by seed, so that an interrupted one has whole seeds."""
     solver = load_config(str(experiment.config)).SOLVER
     runs = []
     for seed in experiment.seeds:
         for arm in experiment.arms:
             name = f"{file_name(arm.name)}_seed{seed}"
-            output, result = experiment.output / name, experiment.results / f"{name}.json"
+            output, records = experiment.output / name, experiment.results / "runs.jsonl"
             steps = scaled(solver.STEPS, solver.MAX_ITER, arm.iterations)
             opts = [
                 *("OUTPUT_DIR", str(output), "SEED", str(seed), "SOLVER.MAX_ITER", str(arm.iterations)),
@@ -52,24 +51,24 @@ def plan(experiment: Experiment, gpus: int) -> list[Run]:
             if gpus > 1:  # so that several such runs do not meet at one port
                 command += ["--dist-url", "auto"]
             cfg = load_config(str(experiment.config), opts)
-            runs.append(Run(arm, seed, [*command, *opts], changed(cfg), files(cfg), name, output, result))
+            runs.append(Run(arm, seed, [*command, *opts], changed(cfg), files(cfg), name, output, records))
     return runs
 
 
 def file_name(arm: str) -> str:
-    """A file name that is safe anywhere, and another one for every arm, whichever other arms there are."""
+    """Returns a file name that is safe anywhere and differs from that of every other arm."""
     plain = re.sub(r"[^a-z0-9]+", "-", arm.lower()).strip("-")[:40]
     return plain if plain == arm else f"{plain}-{hashlib.sha256(arm.encode()).hexdigest()[:6]}".strip("-")
 
 
 def scaled(steps: Sequence[int], length: int, new_length: int) -> tuple[int, ...]:
-    """Iterations at which the learning rate falls, in a run of another length."""
+    """Returns the iterations at which the learning rate falls, scaled to another length of the run."""
     moved = {round(step * new_length / length) for step in steps}
     return tuple(sorted(step for step in moved if 0 < step < new_length))
 
 
 def changed(cfg: CfgNode) -> dict[str, Any]:
-    """What a config has that is not the default, by dotted key; where it runs and writes left out."""
+    """Returns the keys of a config that differ from the defaults, without OUTPUT_DIR and MODEL.DEVICE."""
     defaults = get_cfg()
     add_mgd_config(defaults)
     standard = as_read(dict(flat(defaults)))
@@ -79,7 +78,7 @@ def changed(cfg: CfgNode) -> dict[str, Any]:
 
 
 def files(cfg: CfgNode) -> dict[str, str]:
-    """Digests of the local files that a run reads, by path: weights and annotations, not the images."""
+    """Returns SHA-256 digests of the local weights and annotations that a run reads, by path; no images."""
     used = {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST}
     paths = [entry[1] for entry in cfg.DATASETS.REGISTER if entry[0] in used]
     paths += [cfg.MODEL.WEIGHTS, cfg.DISTILL.TEACHER.WEIGHTS if cfg.DISTILL.ENABLED else ""]
@@ -92,7 +91,7 @@ def digest(path: str) -> str:
 
 
 def as_read(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as a file gives them back: tuples are lists, within tuples too."""
+    """Returns settings as JSON gives them back: with lists instead of tuples."""
     return json.loads(json.dumps(settings))
 
 
@@ -102,53 +101,3 @@ def flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def read_record(run: Run) -> dict[str, Any] | None:
-    """The record of a finished run; None if it is not finished.
-
-    Raises:
-        ConfigError: it is not one, or was made with other settings.
-    """
-    if not run.result.exists():
-        return None
-    remedy = "Delete or rename that file to run it anew, or restore the settings."
-    try:
-        record = json.loads(run.result.read_text())
-        check_settings("results", run.result, record["settings"], run.settings, remedy)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ConfigError("results", str(run.result), "not the record of a run", remedy) from error
-    return record
-
-
-def read_records(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
-    """The records of those that are finished, by name; errors as :func:`read_record`'s."""
-    return {run.name: record for run in runs if (record := read_record(run))}
-
-
-def check_files(run: Run, record: dict[str, Any]) -> None:
-    """Refuse, with a ConfigError, to add to what was made with another teacher, other weights or data."""
-    differing = [path for path, then in record["files"].items() if run.files.get(path, then) != then]
-    if differing:
-        problem = f"made with another {' and '.join(differing)}"
-        remedy = "Copy the experiment, and name 'results' and 'output' folders of your own in it."
-        raise ConfigError("results", str(run.result), problem, remedy)
-
-
-def check_unfinished(run: Run) -> None:
-    """Refuse, with a ConfigError, to go on with what began with other settings."""
-    if (run.output / "last_checkpoint").exists():
-        remedy = "Delete or rename that folder to start anew, or restore the settings."
-        started = load_config(str(run.output / "config.yaml"), key="output")
-        check_settings("output", run.output, changed(started), run.settings, remedy)
-
-
-def check_settings(key: str, path: Path, then: dict[str, Any], now: dict[str, Any], remedy: str) -> None:
-    """Refuse, with a ConfigError, what an earlier start with other settings left."""
-    differing = [
-        f"{name} was {then.get(name, 'the default')!r} and is {now.get(name, 'the default')!r}"
-        for name in sorted(then.keys() | now.keys())
-        if name not in then or name not in now or then[name] != now[name]
-    ]
-    if differing:
-        raise ConfigError(key, str(path), f"made with other settings: {'; '.join(differing)}", remedy)

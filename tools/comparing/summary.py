@@ -1,4 +1,4 @@
-"""Statistics over the seeds: what the records of the runs come to, a row for each arm."""
+"""Statistics over the seeds, a row for each arm."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Record = Mapping[str, Any]  # what is known of one finished run
 
 
 class Row(NamedTuple):
-    """What the runs of one arm come to; None is what they are too few for."""
+    """Statistics over the runs of one arm; None where they are too few."""
 
     arm: str
     iterations: int
@@ -33,7 +33,7 @@ class Row(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """The paired difference of two arms; None is what they have too few seeds in common for."""
+    """The paired difference of two arms; None where they have too few seeds in common."""
 
     arm: str
     other: str
@@ -44,7 +44,7 @@ class Pair(NamedTuple):
 
 
 def compare_pairs(records: Sequence[Record], pairs: Sequence[tuple[str, str]]) -> list[Pair]:
-    """Arms against each other, seed by seed."""
+    """Returns the paired differences of pairs of arms."""
     rows = []
     for pair in pairs:
         one, other = ({r["seed"]: r["AP"] for r in records if r["arm"] == arm} for arm in pair)
@@ -57,7 +57,7 @@ def compare_pairs(records: Sequence[Record], pairs: Sequence[tuple[str, str]]) -
 def summarise(
     records: Sequence[Record], iterations: Mapping[str, int], baseline: str, n_wanted: int
 ) -> list[Row]:
-    """One row for each arm.
+    """Returns one row for each arm.
 
     Args:
         records: of the finished runs.
@@ -100,12 +100,12 @@ def mean(values: Sequence[float]) -> float | None:
 
 
 def deviation(values: Sequence[float]) -> float | None:
-    """Standard deviation of the population that the values are a sample of."""
+    """Returns the standard deviation, estimated from a sample; None of fewer than two values."""
     return statistics.stdev(values) if len(values) > 1 else None
 
 
 def half_width(values: Sequence[float]) -> float | None:
-    """Half the width of Student's confidence interval for the mean of what the values are a sample of."""
+    """Returns half the width of Student's confidence interval for the mean; None of fewer than two values."""
     if len(values) < 2:
         return None
     quantile = float(student_t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
@@ -113,12 +113,12 @@ def half_width(values: Sequence[float]) -> float | None:
 
 
 def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> dict[int, float]:
-    """Differences to the baseline, by seed, for the seeds that both have."""
+    """Returns the differences to the baseline by seed, for the seeds that both have."""
     return {seed: value - baseline[seed] for seed, value in values.items() if seed in baseline}
 
 
 def median(records: Sequence[Record], key: str) -> float | None:
-    """Median over the runs that have a value for the key."""
+    """Returns the median over the runs that have a value for the key, None if no run has one."""
     values = [r[key] for r in records if r[key] is not None]
     return statistics.median(values) if values else None
 

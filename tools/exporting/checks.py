@@ -1,4 +1,4 @@
-"""Whether two programs detect the same."""
+"""Comparison of the detections of two programs."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class Detector(nn.Module):
         return self.adapter(image)
 
     def named(self, image: Tensor) -> dict[str, Tensor]:
-        """What it returns, by name."""
+        """Returns the outputs for an image by name."""
         return dict(zip(self.names, self(image)))
 
 

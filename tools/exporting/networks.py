@@ -34,7 +34,7 @@ class Network(NamedTuple):
 
     @property
     def megabytes(self) -> float:
-        """Of its weights."""
+        """Size of its weights, in megabytes of 10**6 bytes."""
         return sum(t.numel() * t.element_size() for t in self.model.state_dict().values()) / 1e6
 
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
-
 from visualizing.metrics import Series, distillation_losses, task_losses
 from visualizing.picture import GREY, Missing, Picture, colour, marker, new_figure, render
 
@@ -25,7 +24,7 @@ class Curves(NamedTuple):
 
 
 def list_curves(runs: Mapping[str, Series]) -> list[Curves]:
-    """What there is to draw of these runs."""
+    """Returns the groups of curves for which these runs have scalars."""
     found = runs.values()
     stems = list(dict.fromkeys(stem for series in found for stem in distillation_losses(series)))
     tasks = list(dict.fromkeys(name for series in found for name in task_losses(series)))
@@ -82,7 +81,7 @@ def list_curves(runs: Mapping[str, Series]) -> list[Curves]:
 
 
 def draw_curves(group: Curves, runs: Mapping[str, Series]) -> Picture:
-    """A panel for each scalar, in it a line for each run that has it."""
+    """Draw a panel for each scalar, with a line for each run that has it."""
     columns = 3 if len(group.panels) == 3 else 2
     rows = -(-len(group.panels) // columns)
     figure = new_figure(0.35 + 1.75 * rows)
@@ -115,7 +114,7 @@ def draw_curves(group: Curves, runs: Mapping[str, Series]) -> Picture:
 
 
 def set_scale(axis: Axes, group: Curves, heights: Sequence[float]) -> None:
-    """From 0 on; or whole decades of a logarithmic scale, with the line to compare with."""
+    """Let the scale begin at 0; or show whole decades of a logarithmic scale, and the reference line."""
     if group.reference is None:
         axis.set_ylim(0, 1.08 * axis.get_ylim()[1])
         return
@@ -128,7 +127,7 @@ def set_scale(axis: Axes, group: Curves, heights: Sequence[float]) -> None:
 
 
 def in_words(panels: Mapping[str, str], series: Series) -> str:
-    """The first and last values of some scalars of a run."""
+    """Returns the first and last values of some scalars of a run, as text."""
     parts = []
     for title, scalar in panels.items():
         values = list(series.get(scalar, {}).values())
@@ -140,7 +139,7 @@ def in_words(panels: Mapping[str, str], series: Series) -> str:
 
 
 def draw_all(runs: Mapping[str, Series]) -> list[Picture]:
-    """All curves there are.
+    """Draw all curves for which there are scalars.
 
     Raises:
         Missing: there are none.
@@ -152,5 +151,5 @@ def draw_all(runs: Mapping[str, Series]) -> list[Picture]:
 
 
 def last_values(series: Series, names: Sequence[str]) -> list[float | None]:
-    """The last value of each scalar, None where there is none."""
+    """Returns the last value of each scalar, None where there is none."""
     return [next(reversed(series[name].values())) if name in series else None for name in names]

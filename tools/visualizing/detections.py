@@ -1,4 +1,4 @@
-"""What the detectors find on the same images, beside what is there."""
+"""Detections of several detectors on the same images, beside the ground truth."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from detectron2.data.detection_utils import read_image
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
-
 from visualizing.models import Box, Sample
 from visualizing.picture import WIDTH, Picture, colour, new_figure, render
 

@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 from torch import Tensor
-
 from visualizing.features import TapMaps
 from visualizing.matching import TapMatching, group_cost, typical_channels
 from visualizing.matching_pictures import file_part

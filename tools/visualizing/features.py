@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor
+from visualizing.matching import MatchingState, TapMatching
+from visualizing.models import Sample, network_input
 
 from mgd_det.maths.reducers import REDUCERS
 from mgd_det.methods import TapFeatures
 from mgd_det.modeling.pairing import pair_maps
 from mgd_det.modeling.taps import capture, evaluating, inspect_taps, student_and_teacher_names
 from mgd_det.modeling.teacher import Teacher
-from visualizing.matching import MatchingState, TapMatching
-from visualizing.models import Sample, network_input
 
 
 class TapMaps(NamedTuple):
-    """What one image gives at one tap, padding cut off."""
+    """The features of one image at one tap, without padding."""
 
     teacher: Tensor  # (Ct, H, W)
     target: Tensor  # (Cs, H, W), pooled from the teacher's

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from visualizing.picture import Missing
+from visualizing.runs import Run
 
 from mgd_det.engine.state_keys import MATCHING_STATE
 from mgd_det.errors import ConfigError
 from mgd_det.maths.matching_statistics import MatchingStatistics
 from mgd_det.maths.norms import STUDENT_NORMS
 from mgd_det.methods.settings import module_key
-from visualizing.picture import Missing
-from visualizing.runs import Run
 
 
 class TapMatching(NamedTuple):
@@ -28,7 +28,7 @@ class TapMatching(NamedTuple):
 
 
 class MatchingState(NamedTuple):
-    """What a checkpoint holds of MGD."""
+    """The state of MGD in a checkpoint."""
 
     taps: dict[str, TapMatching]
     settings: dict[str, Any]  # by config key
@@ -120,12 +120,12 @@ def order_by_groups(cost: Tensor, groups: Tensor) -> tuple[list[int], list[int]]
 
 
 def group_sizes(groups: Tensor) -> list[int]:
-    """How many student channels have a group of 0, 1, 2, .. teacher channels."""
+    """Returns the numbers of student channels that have a group of 0, 1, 2, .. teacher channels."""
     return torch.bincount((groups >= 0).sum(1)).tolist()
 
 
 def teacher_uses(groups: Tensor, num_teacher: int) -> list[int]:
-    """How many teacher channels are in 0, 1, 2, .. groups."""
+    """Returns the numbers of teacher channels that are in 0, 1, 2, .. groups."""
     return torch.bincount(torch.bincount(groups[groups >= 0], minlength=num_teacher)).tolist()
 
 

@@ -9,8 +9,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from torch import Tensor
-
-from mgd_det.maths.matching import assignment_cost, matched_pairs
 from visualizing.matching import (
     TapMatching,
     group_sizes,
@@ -19,6 +17,8 @@ from visualizing.matching import (
 )
 from visualizing.metrics import Series
 from visualizing.picture import GREY, PALETTE, Missing, Picture, colour, marker, new_figure, render
+
+from mgd_det.maths.matching import assignment_cost, matched_pairs
 
 MOST_ROWS = 128  # of a matrix that are drawn
 ZOOM, MOST_COLUMNS = 12, 36  # student and teacher channels in the close-up, at most
@@ -153,7 +153,7 @@ def in_words(counts: Sequence[int], of: str, other: str) -> str:
 
 
 def draw_updates(metrics: Series, taps: Sequence[str]) -> Picture:
-    """How the matched cost and the share of reassigned channels went over the updates.
+    """Draw the matched cost and the share of reassigned channels over the updates.
 
     Raises:
         Missing: the metrics hold no update.

@@ -1,35 +1,29 @@
-"""Reading what a run has logged: Detectron2's metrics.json, a JSON object on each line."""
+"""The scalars that a run has logged, as series over the iterations."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+
+from mgd_det.run.metrics import read_metrics
 
 Points = dict[int, float]  # iteration -> value, in the order of the iterations
 Series = Mapping[str, Points]  # scalar -> its points
 
 
-def read_metrics(path: Path) -> dict[str, Points]:
-    """Every scalar's finite values by iteration; {} where there is no such file.
+def read_series(path: Path) -> dict[str, Points]:
+    """Returns every scalar's finite values by iteration, {} if there is no such file.
 
-    Lines that are not whole are left out: a run that is still going, or was killed, leaves one at the end,
-    and one that was resumed after that has it in the middle. Where a resumed run repeats iterations, the
-    later value counts.
+    Where a resumed run repeats iterations, the later value counts.
     """
     if not path.is_file():
         return {}
     found: dict[str, Points] = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-            iteration = int(record.pop("iteration"))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
-        for name, value in record.items():
-            if isinstance(value, (int, float)) and math.isfinite(value):
-                found.setdefault(name, {})[iteration] = float(value)
+    for line in read_metrics(path):
+        for name, value in line.items():
+            if name != "iteration" and "iteration" in line and math.isfinite(value):
+                found.setdefault(name, {})[int(line["iteration"])] = float(value)
     return {name: dict(sorted(points.items())) for name, points in found.items()}
 
 

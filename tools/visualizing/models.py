@@ -10,13 +10,13 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.structures import BoxMode
 from torch import nn
+from visualizing.picture import Missing
+from visualizing.runs import Run
 
 from mgd_det.data.datasets import check_datasets, register_datasets
 from mgd_det.modeling.taps import evaluating
 from mgd_det.modeling.teacher import Teacher, TeacherSpec
 from mgd_det.run.evaluation import load_student, teacher_test_config
-from visualizing.picture import Missing
-from visualizing.runs import Run
 
 
 class Box(NamedTuple):
@@ -116,7 +116,7 @@ def network_input(cfg: CfgNode, sample: Sample) -> dict[str, Any]:
 
 @torch.no_grad()
 def detect(model: nn.Module, cfg: CfgNode, samples: Sequence[Sample], least: float) -> list[list[Box]]:
-    """What a detector finds in each image with a score of at least `least`."""
+    """Returns the boxes that a detector finds in each image with a score of at least `least`."""
     found = []
     with evaluating(model):
         for sample in samples:

@@ -1,4 +1,4 @@
-"""What all pictures share: their look, and how they become bytes with a text beside them."""
+"""The look of all pictures, and their form: PNG bytes with a text beside them."""
 
 from __future__ import annotations
 

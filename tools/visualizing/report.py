@@ -8,9 +8,6 @@ from typing import Any, Callable, NamedTuple
 
 from matplotlib import rc_context
 from torch import nn
-
-from mgd_det.errors import ConfigError
-from mgd_det.modeling.teacher import Teacher
 from visualizing import texts
 from visualizing.curves import draw_all, last_values
 from visualizing.detections import LEAST_SCORE, draw_detections
@@ -31,6 +28,9 @@ from visualizing.page import Section, write_page
 from visualizing.picture import STYLE, Missing, Picture
 from visualizing.runs import Run
 
+from mgd_det.errors import ConfigError
+from mgd_det.modeling.teacher import Teacher
+
 FEATURE_IMAGES = 2  # on which features are shown: more make long pictures
 RESULTS = {"box AP": "bbox/AP", "box AP50": "bbox/AP50", "mask AP": "segm/AP"}
 
@@ -43,7 +43,7 @@ class Part(NamedTuple):
 
 
 class Material(NamedTuple):
-    """What the parts of the report are made of."""
+    """The material that the parts of the report are made of."""
 
     run: Run
     checkpoint: dict[str, Any]  # {} where there is none
@@ -56,7 +56,7 @@ class Material(NamedTuple):
 
 
 def attempt(make: Callable[[], Any]) -> Part:
-    """What is made; where a run lacks what it takes, the reason in its stead."""
+    """Returns the result of `make`, or the reason why the run has no material for it."""
     try:
         return Part(make())
     except (Missing, ConfigError) as error:
@@ -139,7 +139,7 @@ def write_report(material: Material, others: Sequence[Run], out: Path) -> Path:
 
 
 def facts(material: Material) -> list[tuple[str, str]]:
-    """What the report is of."""
+    """Returns the facts of the run, for the head of the report."""
     run = material.run
     rows = [("run", str(run.folder))]
     if run.checkpoint is None:
@@ -181,7 +181,7 @@ def results(runs: Sequence[Run]) -> list[list[str]]:
 
 
 def feature_maps(material: Material) -> list[dict[str, TapMaps]]:
-    """Of the first images; [] where something for it is missing."""
+    """Returns the features of the first images; [] if something for it is missing."""
     needed = material.state, material.images, material.student, material.teacher
     if any(part.value is None for part in needed):
         return []
@@ -246,7 +246,7 @@ def features_section(material: Material, maps: Sequence[dict[str, TapMaps]]) -> 
 
 
 def detections_section(material: Material) -> Section:
-    """What the detectors find on the same images."""
+    """Returns the section with the detections of all detectors on the same images."""
     anchor, title = "detections", "Detections"
     run = material.run
     missing = reasons(material.images, material.student, material.baseline_student, material.teacher)

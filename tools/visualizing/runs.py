@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from detectron2.config import CfgNode
+from visualizing.metrics import Series, read_series
 
 from mgd_det.config import DISTILLER, load_config
 from mgd_det.errors import ConfigError
-from visualizing.metrics import Series, read_metrics
 
 REMEDY = "Give the OUTPUT_DIR of a run of tools/train_net.py."
 
 
 class Run(NamedTuple):
-    """What a training run has left so far."""
+    """The files that a training run has left so far."""
 
     name: str
     folder: Path
@@ -56,7 +56,7 @@ def open_runs(folders: Sequence[tuple[str, Path]], checkpoint: str | None) -> li
         # On the CPU, where a few images take seconds: a GPU may be busy with the training itself.
         cfg = load_config(str(folder / "config.yaml"), device="cpu", key=key)
         path = find_checkpoint(folder, None if index else checkpoint)
-        metrics = read_metrics(folder / "metrics.json")
+        metrics = read_series(folder / "metrics.json")
         if path is None and not metrics:
             problem = "has neither a checkpoint nor metrics yet"
             raise ConfigError(key, str(folder), problem, "Wait until the run has logged something.")

@@ -1,4 +1,4 @@
-"""What the report says to a reader who is new to the method."""
+"""Texts of the report, for a reader who is new to the method."""
 
 from __future__ import annotations
 

@@ -1,1 +1,0 @@
-"""What tools/export.py is made of."""

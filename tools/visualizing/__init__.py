@@ -1,1 +1,0 @@
-"""What `tools/visualize.py` is made of: from the files of a run to pictures and a page."""
