@@ -21,15 +21,10 @@ from typing import Any, Optional
 
 import torch
 from _checkout import ROOT
-from benchmarking.data import loader_share, use_photos
-from benchmarking.losses import pooled_loss, re_solve
-from benchmarking.memory import PROCESSES, peak_memory
-from benchmarking.methods import method_losses
+from benchmarking.parts import loader_share, pooled_loss, re_solve, teacher_ways, use_photos
 from benchmarking.report import document, lines
-from benchmarking.steps import Bench, method_steps, tap_growth
-from benchmarking.teacher import teacher_ways
-from circumstances import circumstances_in_words
-from commandline import argument_parser, bad_input_in_one_line, say
+from benchmarking.steps import PROCESSES, Bench, method_losses, method_steps, peak_memory, tap_growth
+from commandline import argument_parser, bad_input_in_one_line, circumstances_in_words, say
 from detectron2.config import CfgNode
 
 from mgd_det.config import DTYPES, load_config

@@ -1,11 +1,20 @@
-"""Parsers, output and errors of the commands."""
+"""Parsers, output and errors of the commands, and the circumstances that their records hold."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import platform
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import date
+from typing import TypedDict
+
+import torch
+from _checkout import ROOT
+from detectron2 import __version__ as detectron2_version
 
 from mgd_det.errors import ConfigError
 
@@ -33,3 +42,58 @@ def bad_input_in_one_line() -> Iterator[None]:
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(BAD_INPUT)
+
+
+class Circumstances(TypedDict):
+    date: str
+    machine: str
+    versions: dict[str, str]
+
+
+def circumstances(*also: str, gpus: int | None = None) -> Circumstances:
+    """Returns what every record of figures holds.
+
+    Args:
+        also: further facts of the machine.
+        gpus: number of GPUs that were used; None if the command does not choose.
+    """
+    if gpus == 0:
+        gpu = "no GPU used"
+    elif torch.cuda.is_available():
+        gpu = f"{gpus} x {torch.cuda.get_device_name()}" if gpus else torch.cuda.get_device_name()
+    else:
+        gpu = "no GPU"
+    versions = {"torch": torch.__version__, "detectron2": detectron2_version}
+    return {
+        "date": date.today().isoformat(),
+        "machine": ", ".join([platform.machine(), f"{os.cpu_count()} CPU cores", *also, gpu]),
+        "versions": {"python": platform.python_version(), **versions},
+    }
+
+
+def circumstances_in_words(*also: str, gpus: int | None = None) -> dict[str, str]:
+    """Returns the same, with the versions as text."""
+    found = circumstances(*also, gpus=gpus)
+    return {
+        "date": found["date"],
+        "machine": found["machine"],
+        "versions": versions_in_words(found["versions"]),
+    }
+
+
+def versions_in_words(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def commit() -> str:
+    """Returns the repository's commit, and if its code differs from it; "unknown" outside of git."""
+
+    def git(*command: str) -> str:
+        words = ["git", "-C", str(ROOT), *command]
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        head = git("rev-parse", "--short=10", "HEAD")
+        return f"{head} and changes" if git("status", "--porcelain", "mgd_det", "tools") else head
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -17,11 +17,10 @@ from pathlib import Path
 import torch
 from _checkout import ROOT
 from commandline import argument_parser, bad_input_in_one_line, say
-from comparing.experiment import Experiment, read_experiment, relative
+from comparing.experiment import Experiment, plan, read_experiment, relative
 from comparing.records import Record, check_files, check_unfinished, read_records
 from comparing.report import write_report
 from comparing.runner import INTERRUPTED, Runner
-from comparing.runs import plan
 
 from mgd_det.errors import ConfigError
 from mgd_det.run.preflight import check_launch

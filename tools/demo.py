@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from _checkout import ROOT
-from circumstances import circumstances
-from commandline import argument_parser, say
+from commandline import argument_parser, circumstances, say
 from processes import Process, Word, call
 
 from mgd_det.run.metrics import read_metrics

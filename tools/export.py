@@ -20,8 +20,7 @@ import _checkout
 import torch
 from benchmarking.timing import Timing, in_turn
 from commandline import BAD_INPUT, argument_parser, say
-from exporting.checks import Agreement, Disagreement, compare
-from exporting.formats import FORMATS, Detector, Runnable, check_packages
+from exporting.formats import FORMATS, Agreement, Detector, Disagreement, Runnable, check_packages, compare
 from exporting.networks import (
     Network,
     image_path,

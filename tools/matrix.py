@@ -26,8 +26,7 @@ from typing import Any, Callable
 
 import torch
 from _checkout import ROOT
-from circumstances import circumstances_in_words
-from commandline import argument_parser, say
+from commandline import argument_parser, circumstances_in_words, say
 from matrix_pairs import ALL, PAIRS, network_config
 from processes import ONE_THREAD, Failed, Word, call
 

@@ -22,14 +22,19 @@ from typing import Any, Callable
 
 import _checkout
 import torch
-from checking.precision import ON_GPU, mixed_precision
-from checking.ranks import dead_rank, ranks, ranks_worker, two_agents
+from checking.checks import (
+    ON_GPU,
+    dead_rank,
+    kill_and_resume,
+    mixed_precision,
+    ranks,
+    ranks_worker,
+    stock_resume,
+    two_agents,
+)
+from checking.jobs import Figures, prepare
 from checking.report import document
-from checking.resuming import kill_and_resume, stock_resume
-from checking.states import Figures
-from checking.tiny import prepare
-from circumstances import circumstances_in_words
-from commandline import argument_parser, say
+from commandline import argument_parser, circumstances_in_words, say
 from processes import Failed
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from checking.resuming import kill_and_resume
-from checking.tiny import make_config
+from checking.checks import kill_and_resume
+from checking.jobs import make_config
 
 from mgd_det.config import check_values
 from mgd_det.data.datasets import register_datasets

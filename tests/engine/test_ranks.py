@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from checking.ranks import dead_rank, ranks, two_agents
-from checking.tiny import make_config
+from checking.checks import dead_rank, ranks, two_agents
+from checking.jobs import make_config
 
 
 @pytest.fixture

@@ -8,12 +8,10 @@ import sys
 
 import pytest
 import torch
-from benchmarking import teacher
-from benchmarking.data import loader_share, use_photos
-from benchmarking.losses import Size, one_size, re_solve
-from benchmarking.methods import method_losses
+from benchmarking import parts
+from benchmarking.parts import Size, loader_share, one_size, re_solve, use_photos
 from benchmarking.report import document, lines, not_run
-from benchmarking.steps import Bench, matching_shares, random_batch
+from benchmarking.steps import Bench, matching_shares, method_losses, random_batch
 from benchmarking.timing import Timing, in_turn
 from helpers.commands import ROOT
 
@@ -150,9 +148,9 @@ def test_what_no_gpu_has_run_is_listed_by_parts():
 
 def test_ways_to_run_the_teacher_are_beside_the_plain_one(mgd_cfg, monkeypatch):
     """Without the compiler, which takes long and has its own tests."""
-    monkeypatch.delitem(teacher.WAYS, "COMPILE True")
-    rows = teacher.teacher_ways(mgd_cfg, 2, (64, 96), None, runs=1)
-    assert [row["way"] for row in rows] == list(teacher.WAYS)
+    monkeypatch.delitem(parts.WAYS, "COMPILE True")
+    rows = parts.teacher_ways(mgd_cfg, 2, (64, 96), None, runs=1)
+    assert [row["way"] for row in rows] == list(parts.WAYS)
     assert rows[0]["ratio"] == {"minimum": 1, "median": 1}
     assert rows[1]["ratio"]["minimum"] == rows[1]["seconds"]["minimum"] / rows[0]["seconds"]["minimum"]
     printed = "\n".join(lines({"teacher": rows, "setting": SETTING}))

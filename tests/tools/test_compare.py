@@ -19,11 +19,9 @@ import pytest
 import torch
 import yaml
 from comparing import report, summary
-from comparing.experiment import Arm, read_experiment
-from comparing.process import RunProcess
+from comparing.experiment import Arm, Run, changed, file_name, files, plan, read_experiment, scaled
 from comparing.records import append_record, check_files, read_file, read_records
-from comparing.runner import Runner, shares, time_left
-from comparing.runs import Run, changed, file_name, files, plan, scaled
+from comparing.runner import Runner, RunProcess, shares, time_left
 from helpers.commands import ROOT
 from helpers.configs import small_config
 from PIL import Image

@@ -9,7 +9,7 @@ from pathlib import Path
 import export
 import pytest
 import torch
-from exporting import checks
+from exporting import formats
 from helpers.commands import ROOT, run_tool
 from helpers.detectors import distil, network, small
 
@@ -137,13 +137,13 @@ TWO = detections([LEFT, RIGHT], [0.5, 0.4999], [1, 2])
 def test_detections_that_agree():
     moved = [0.0625, 0.0, 10.0, 10.0]
     swapped = detections([RIGHT, moved], [0.5, 0.4999], [2, 1])
-    found = checks.compare(TWO, swapped)
+    found = formats.compare(TWO, swapped)
     assert (found.detections, found.box) == (2, 0.0625)
     assert found.score == pytest.approx(0.0001, abs=1e-6)
-    assert found + checks.Agreement(3, 0.5, 0.0) == (5, 0.5, found.score)
+    assert found + formats.Agreement(3, 0.5, 0.0) == (5, 0.5, found.score)
     nothing = detections([], [], [])
     nothing["pred_boxes"] = nothing["pred_boxes"].reshape(0, 4)
-    assert checks.compare(nothing, nothing) == (0, 0.0, 0.0)
+    assert formats.compare(nothing, nothing) == (0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -157,8 +157,8 @@ def test_detections_that_agree():
     ],
 )
 def test_detections_that_differ(found, match):
-    with pytest.raises(checks.Disagreement, match=match):
-        checks.compare(TWO, found)
+    with pytest.raises(formats.Disagreement, match=match):
+        formats.compare(TWO, found)
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,8 @@ import json
 import pytest
 import selfcheck
 import torch
-from checking.jobs import Job, run
-from checking.resuming import next_start
-from checking.states import deviation, equal_values, within
+from checking.checks import next_start
+from checking.jobs import Job, deviation, equal_values, run, within
 from helpers.commands import ROOT, run_tool
 from processes import Failed
 

@@ -15,12 +15,11 @@ import torch
 import visualize
 from helpers.commands import ROOT
 from helpers.configs import small_config
-from visualizing import detections, matching, metrics, runs
+from visualizing import detections, matching, runs
 from visualizing.features import TapMaps, best_learnt_channel
-from visualizing.matching_pictures import close_up, draw_updates, in_words
-from visualizing.models import Box
-from visualizing.page import Section, write_page
-from visualizing.picture import Missing
+from visualizing.matching import close_up, draw_updates, in_words
+from visualizing.page import Missing, Section, write_page
+from visualizing.runs import Box
 
 from mgd_det.data.datasets import register_datasets
 from mgd_det.engine.trainer import Trainer
@@ -105,7 +104,7 @@ LINES = """\
 
 def test_metrics_of_a_run_that_was_killed_resumed_and_still_goes(tmp_path):
     (tmp_path / "metrics.json").write_text(LINES)
-    series = metrics.read_series(tmp_path / "metrics.json")
+    series = runs.read_series(tmp_path / "metrics.json")
     assert series == {
         "loss_cls": {19: 1.5, 59: 0.5},  # the later value of iteration 19, no torn line
         "loss_mgd_res3": {19: 3.0},
@@ -114,10 +113,10 @@ def test_metrics_of_a_run_that_was_killed_resumed_and_still_goes(tmp_path):
         "mgd_res3/match_cost": {0: 1.5},
         "match_seconds": {0: 0.1},
     }
-    assert metrics.last_iteration(series) == 59
-    assert metrics.distillation_losses(series) == ["mgd_res3"]
-    assert metrics.task_losses(series) == ["loss_cls"]
-    assert metrics.read_series(tmp_path / "gone.json") == {}
+    assert runs.last_iteration(series) == 59
+    assert runs.distillation_losses(series) == ["mgd_res3"]
+    assert runs.task_losses(series) == ["loss_cls"]
+    assert runs.read_series(tmp_path / "gone.json") == {}
 
 
 def test_names_of_runs_are_as_long_as_they_have_to_be():

@@ -1,12 +1,14 @@
-"""Whole training steps: the student alone, the floor, and each method."""
+"""Training steps: their time and memory, and the losses of a method by themselves."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import torch
 from benchmarking.timing import Job, in_turn
@@ -14,6 +16,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from mgd_det.engine.optimizer import build_optimizer
@@ -223,3 +226,110 @@ def schedule_of(cfg: CfgNode) -> dict[str, int]:
         "iterations": last,
         "batch": cfg.SOLVER.IMS_PER_BATCH,
     }
+
+
+def method_losses(bench: Bench, runs: int) -> dict[str, Any]:
+    """Forward and backward of all losses down to the student's features, with norms and adapters."""
+    method = next(iter(bench.model.methods.values()))
+    features = {tap: detached(entry) for tap, entry in bench.features.items()}
+    leaves = [leaf for entry in features.values() for leaf in tensors(entry, "student")]
+    copied = [teacher for entry in features.values() for teacher in tensors(entry, "teacher")]
+    buffers = [torch.empty_like(teacher) for teacher in copied]
+
+    def copy() -> None:
+        for teacher, buffer in zip(copied, buffers):
+            buffer.copy_(teacher)
+
+    def losses() -> None:
+        for tensor in (*leaves, *method.parameters()):
+            tensor.grad = None
+        with bench.running():
+            total = torch.stack(list(method(features).values())).sum()
+        total.backward()
+
+    jobs: dict[str, Job] = {"copy": copy, "losses": losses}
+    if method.matches:
+        jobs["observe"] = bench.observing
+    seconds = in_turn(jobs, runs, bench.device, warm=True)
+    return {
+        "copy_seconds": seconds["copy"].median,
+        "mebibytes": sum(teacher.nbytes for teacher in copied) / 2**20,
+        "ratios": {kind: seconds[kind].over(seconds["copy"])._asdict() for kind in jobs if kind != "copy"},
+    }
+
+
+def detached(entry: Any) -> Any:
+    """Features of a tap, of all levels of a head or of predictions, cut off the student's graph."""
+    if isinstance(entry, list):
+        return [detached(level) for level in entry]
+    return entry._replace(student=mapped(lambda tensor: tensor.detach().requires_grad_(), entry.student))
+
+
+def mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """A tensor, or a named tuple of some, changed."""
+    if isinstance(value, Tensor) or value is None:
+        return None if value is None else change(value)
+    return type(value)(*(mapped(change, part) for part in value))
+
+
+def tensors(entry: Any, side: str) -> Iterator[Tensor]:
+    """Those of one network."""
+    if isinstance(entry, list):
+        for level in entry:
+            yield from tensors(level, side)
+        return
+    value = getattr(entry, side)
+    yield from ([value] if isinstance(value, Tensor) else (part for part in value if part is not None))
+
+
+PROCESSES, STEPS = 3, 3
+# What is freed goes back to the system: else glibc keeps some of it, how much depends on what lay where.
+# Read when a process starts; other C libraries pass over them.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+
+
+def peak_memory(processes: int, *arguments: Any) -> dict[str, float]:
+    """MiB at the peak of student, floor and distilled steps: the least of several processes.
+
+    Args:
+        processes: for each kind.
+        arguments: of Bench. On the CPU what the process held before it built anything is left out.
+    """
+    kinds = ("student", "floor", "distilled")
+    return {kind: min(_in_process(kind, arguments) for _ in range(processes)) for kind in kinds}
+
+
+def _in_process(kind: str, arguments: tuple[Any, ...]) -> float:
+    with _environment(ALLOCATOR), multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak, (kind, arguments))
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _peak(kind: str, arguments: tuple[Any, ...]) -> float:
+    before = _resident()
+    bench = Bench(*arguments)
+    if bench.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):  # not every container has it
+        Path("/proc/self/clear_refs").write_text("5")  # building them took more than they hold
+    for _ in range(STEPS):
+        getattr(bench, f"{kind}_step")()
+    if bench.device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return _resident() - before
+
+
+def _resident() -> float:
+    """The largest resident size so far, in MiB; getrusage's would be the parent's, where that is larger."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 2**10

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from checking.precision import ON_GPU
+from checking.checks import ON_GPU
 
 REPORT = """# Reliability
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from comparing.runs import Run, changed
+from comparing.experiment import Run, changed
 from filelock import FileLock
 
 from mgd_det.config import load_config

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from circumstances import versions_in_words
+from commandline import versions_in_words
 from comparing.summary import CONFIDENCE, Pair, Record, Row, compare_pairs, summarise
 from matplotlib.figure import Figure
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
-from visualizing.metrics import Series, distillation_losses, task_losses
-from visualizing.picture import GREY, Missing, Picture, colour, marker, new_figure, render
+from visualizing.page import GREY, Missing, Picture, colour, marker, new_figure, render
+from visualizing.runs import Series, distillation_losses, task_losses
 
 FEW = 12  # points, up to which each one is marked
 

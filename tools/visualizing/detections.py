@@ -9,8 +9,8 @@ from detectron2.data.detection_utils import read_image
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
-from visualizing.models import Box, Sample
-from visualizing.picture import WIDTH, Picture, colour, new_figure, render
+from visualizing.page import WIDTH, Picture, colour, new_figure, render
+from visualizing.runs import Box, Sample
 
 LEAST_SCORE = 0.3  # of a box that is drawn
 LEAST_IOU = 0.5  # of a box that is right, as for AP50

@@ -11,22 +11,26 @@ from torch import nn
 from visualizing import texts
 from visualizing.curves import draw_all, last_values
 from visualizing.detections import LEAST_SCORE, draw_detections
-from visualizing.feature_pictures import draw_features, draw_idea
-from visualizing.features import TapMaps, best_learnt_channel, collect
-from visualizing.matching import MatchingState, read_checkpoint, read_matching
-from visualizing.matching_pictures import draw_matrix, draw_spread, draw_updates
-from visualizing.metrics import last_iteration
-from visualizing.models import (
+from visualizing.features import TapMaps, best_learnt_channel, collect, draw_features, draw_idea
+from visualizing.matching import (
+    MatchingState,
+    draw_matrix,
+    draw_spread,
+    draw_updates,
+    read_checkpoint,
+    read_matching,
+)
+from visualizing.page import STYLE, Missing, Picture, Section, write_page
+from visualizing.runs import (
     Images,
+    Run,
     check_teacher_classes,
     detect,
     find_images,
+    last_iteration,
     load_run_student,
     load_run_teacher,
 )
-from visualizing.page import Section, write_page
-from visualizing.picture import STYLE, Missing, Picture
-from visualizing.runs import Run
 
 from mgd_det.errors import ConfigError
 from mgd_det.modeling.teacher import Teacher

@@ -1,21 +1,34 @@
-"""Time the pooled loss beside copying the teacher's features, and re-solving beside the solver alone."""
+"""Parts of a step by themselves: the pooled loss, the solver, the teacher's pass, the data loader."""
 
 from __future__ import annotations
 
+import json
+import shutil
+import time
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import torch
+from benchmarking.steps import OBJECTS, random_batch
 from benchmarking.timing import Job, in_turn
+from detectron2.config import CfgNode
+from PIL import Image
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from mgd_det.data.datasets import register_datasets
+from mgd_det.engine.trainer import Trainer
 from mgd_det.maths import kernels
 from mgd_det.maths.kernels import eager
 from mgd_det.maths.losses import partial_l2, pooled_partial_l2
 from mgd_det.maths.matching import assign_groups
 from mgd_det.maths.reducers import absolute_max
+from mgd_det.modeling.taps import student_and_teacher_names
+from mgd_det.modeling.teacher import TeacherSpec
 
 MATRICES = ((64, 256), (128, 512), (256, 1024), (512, 2048), (1024, 4096))
 
@@ -120,3 +133,89 @@ def re_solve(runs: int, matrices: Sequence[tuple[int, int]] = MATRICES) -> list[
             }
         )
     return rows
+
+
+AS_IS = "as the training"
+WAYS: dict[str, dict[str, Any]] = {
+    AS_IS: {},
+    "CHANNELS_LAST True": {"channels_last": True},
+    "DTYPE bfloat16": {"dtype": "bfloat16"},
+    "COMPILE True": {"compile": True},
+    "CHANNELS_LAST True, DTYPE bfloat16": {"channels_last": True, "dtype": "bfloat16"},
+}
+
+
+def teacher_ways(
+    cfg: CfgNode, images: int, size: tuple[int, int], dtype: torch.dtype | None, runs: int
+) -> list[dict[str, Any]]:
+    """Seconds of a pass for the taps of `mgd`, by the keys of DISTILL.TEACHER.
+
+    Args:
+        images, size, dtype: as :class:`benchmarking.steps.Bench`'s.
+    """
+    device = torch.device(cfg.MODEL.DEVICE)
+    plain = replace(TeacherSpec.from_config(cfg), dtype="", channels_last=False, compile=False)
+    batch = [x["image"].to(device) for x in random_batch(images, size, classes=1)]
+    names = [student_and_teacher_names(tap)[1] for tap in cfg.DISTILL.MGD.TAPS]
+    autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+    jobs = {}
+    for way, changes in WAYS.items():
+        torch.manual_seed(0)
+        teacher = replace(plain, **changes).build(device)
+        jobs[way] = autocast(partial(teacher.features, batch, teacher.input_format, names))
+    seconds = in_turn(jobs, runs, device)
+    return [
+        {"way": way, "seconds": timing._asdict(), "ratio": timing.over(seconds[AS_IS])._asdict()}
+        for way, timing in seconds.items()
+    ]
+
+
+PHOTOS, COPIES = "benchmark_photos", 64
+
+
+def use_photos(cfg: CfgNode, folder: Path) -> None:
+    """Train on scikit-learn's two sample photographs, JPEG files of 427 x 640: as large as COCO's."""
+    from sklearn.datasets import load_sample_images  # no part of what this package needs
+
+    files = [Path(name) for name in load_sample_images().filenames]
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for index in range(COPIES):
+        file = files[index % len(files)]
+        shutil.copy(file, folder / f"{index}.jpg")
+        with Image.open(file) as image:
+            width, height = image.size
+        images.append({"id": index, "file_name": f"{index}.jpg", "width": width, "height": height})
+        for number in range(OBJECTS):
+            box = [20 * number, 10 * number, 200, 150]
+            annotations.append(
+                {
+                    **{"id": len(annotations) + 1, "image_id": index, "category_id": 1, "iscrowd": 0},
+                    **{"bbox": box, "area": box[2] * box[3]},
+                }
+            )
+    categories = [{"id": i + 1, "name": str(i)} for i in range(cfg.MODEL.RETINANET.NUM_CLASSES)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "photos.json").write_text(json.dumps(content))
+    cfg.DATASETS.REGISTER = [[PHOTOS, str(folder / "photos.json"), str(folder)]]
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (PHOTOS,)
+    register_datasets(cfg)
+
+
+def loader_share(cfg: CfgNode, images: int, batches: int, step: float) -> dict[str, Any]:
+    """Seconds that the loader takes for a batch, beside those of a step, and what it makes of a second."""
+    cfg = cfg.clone()
+    cfg.SOLVER.IMS_PER_BATCH = images
+    loader = iter(Trainer.build_train_loader(cfg))
+    for _ in range(3):
+        next(loader)
+    start = time.perf_counter()
+    for _ in range(batches):
+        next(loader)
+    seconds = (time.perf_counter() - start) / batches
+    return {
+        "seconds": seconds,
+        "of a step": seconds / step,
+        "images a second": images / seconds,
+        "workers": cfg.DATALOADER.NUM_WORKERS,
+    }

@@ -1,0 +1,283 @@
+"""The checks: training that is killed and resumed, in several processes, in mixed precision."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+import signal
+import socket
+import time
+from collections import Counter
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import torch
+from _checkout import ROOT
+from checking.jobs import PATIENCE, Figures, Job, deviation, equal_values, final, load, run, train_net, within
+from processes import LIMIT, Failed
+
+from mgd_det.run.metrics import read_metrics
+
+PERIOD = 4  # iterations between two checkpoints of a run that is killed
+AIMS = ("writing", "training", "start-up", "training")  # of kills: over and over, shuffled
+
+
+def kill_and_resume(config: Path, folder: Path, *, mode: str, kills: int, seed: int) -> Figures:
+    """A run with DISTILL.EXACT_RESUME is killed (SIGKILL) at random moments, some of them aimed at the
+    writing of a checkpoint, and started again each time by the same command. After every kill the file that
+    `last_checkpoint` names must load completely, and the next start must begin there. The iterations since
+    then are lost; they are counted up to the last checkpoint whose writing had begun. In the end, the run
+    must equal an undisturbed run with the same seed, bit for bit: in everything that its last checkpoint
+    holds (student, optimiser, matching, statistics, adapters, the metrics of the last 200 iterations) and
+    in metrics.json, except for times.
+    """
+    rng = random.Random(f"{seed} {mode}")
+    output, iterations = folder / "killed", 5 * PERIOD * kills
+    steps = ("SOLVER.MAX_ITER", iterations, "SOLVER.STEPS", (iterations // 2, iterations - PERIOD))
+    keys = ("DISTILL.EXACT_RESUME", True, "DISTILL.MATCHING.MODE", mode, *steps)
+    checkpoints = ("SOLVER.CHECKPOINT_PERIOD", PERIOD)
+    command = train_net(config, output, "--resume", *keys, *checkpoints, "SEED", -1)
+    hits = Counter({"while writing a checkpoint": 0, "elsewhere in training": 0, "before training": 0})
+    start = lost = 0
+    for number, aim in enumerate(rng.sample((AIMS * kills)[:kills], kills), 1):
+        with Job(folder / f"start_{number}.log", *command) as job:
+            hits[kill(job, output, aim, rng)] += 1
+        check_start(job, start)
+        reached, start = max([start, *(i + 1 for i in job.saved())]), next_start(output)
+        lost = max(lost, reached - start)
+        for path in output.glob("model_*.pth"):
+            if path < last_checkpoint(output):  # of no more use, and disks are finite
+                path.unlink()
+    within(PERIOD, {"most iterations lost at a kill": lost})
+    check_start(run(folder / "last_start.log", *command), start)
+    if left := list(output.glob("*.partial")):
+        raise Failed(f"the finished run left {left[0].name}")
+
+    seeds = re.findall(r"^SEED: (\d+)$", (output / "config.yaml").read_text(), re.M)  # the one that was drawn
+    run(folder / "alone.log", *train_net(config, folder / "alone", *keys, "SEED", *seeds))
+    runs = []
+    for path in (output, folder / "alone"):
+        runs.append({**final(path), "metrics": read_metrics(path / "metrics.json")})
+    return {
+        "kills": kills,
+        **hits,
+        "unresumable states": 0,
+        "most iterations lost at a kill": lost,
+        "checkpoint period": PERIOD,
+        "iterations": iterations,
+        "values equal bit for bit": equal_values(*runs),
+    }
+
+
+def stock_resume(config: Path, folder: Path) -> Figures:
+    """A run without DISTILL.EXACT_RESUME, with Detectron2's own data loading, is killed and started again.
+    The second start has its distillation losses switched off, so that matching, statistics and adapters do
+    not change: they must afterwards equal those of the checkpoint that it resumed from, bit for bit.
+    """
+    output = folder / "run"
+    still = ("SOLVER.OPTIMIZER", "SGD", "SOLVER.MOMENTUM", 0.0, "SOLVER.WEIGHT_DECAY", 0.0)
+    keys = (*still, "SOLVER.CHECKPOINT_PERIOD", PERIOD, "DISTILL.MATCHING.MODE", "online")
+    with Job(folder / "killed.log", *train_net(config, output, *keys)) as job:
+        job.until(lambda: len(job.saved()) > 2, "it was killed")
+    start = next_start(output)
+    before = load(last_checkpoint(output))["trainer"]["hooks"]["RematchHook"]
+    stopped = ("DISTILL.SCHEDULE.STOP_ITER", start, "SOLVER.MAX_ITER", start + 2)
+    check_start(run(folder / "resumed.log", *train_net(config, output, "--resume", *keys, *stopped)), start)
+    after = final(output)["trainer"]["hooks"]["RematchHook"]
+    return {"resumed at iteration": start, "values equal bit for bit": equal_values(after, before)}
+
+
+def kill(job: Job, output: Path, aim: str, rng: random.Random) -> str:
+    """Let a run get to a random moment, send it SIGKILL, and return what that hit."""
+    checkpoints, share = rng.randrange(3), rng.random()
+    if aim == "start-up":
+        job.until(lambda: time.time() > job.started + 6 * share, "it was killed")
+    elif aim == "training":
+        job.until(lambda: job.began_at() is not None and len(job.saved()) >= checkpoints, "it was killed")
+        time.sleep(0.3 * share)
+    else:
+        job.until(lambda: len(job.saved()) > checkpoints and being_written(job, output), "it was killed")
+        time.sleep(0.05 * share)
+    job.process.kill()
+    if (code := job.process.wait(LIMIT)) != -signal.SIGKILL:
+        raise job.failed(f"ended with exit code {code} before it was killed")
+    if being_written(job, output):
+        return "while writing a checkpoint"
+    return "before training" if job.began_at() is None else "elsewhere in training"
+
+
+def being_written(job: Job, output: Path) -> bool:
+    """Returns True if this start left a checkpoint that is partial, or not yet named as the last."""
+    unnamed = [path for path in output.glob("model_*.pth") if path > last_checkpoint(output)]
+    for path in [*unnamed, *output.glob("*.partial")]:
+        with suppress(FileNotFoundError):  # renamed just now
+            if path.stat().st_mtime > job.started:
+                return True
+    return False
+
+
+def last_checkpoint(output: Path) -> Path:
+    """Returns the file that the next start will resume from, the folder itself if there is none."""
+    tag = output / "last_checkpoint"
+    return output / (tag.read_text() if tag.exists() else "")
+
+
+def next_start(output: Path) -> int:
+    """Returns the iteration that the next start must begin at. The last checkpoint must load whole."""
+    path = last_checkpoint(output)
+    try:
+        return 0 if path == output else load(path)["iteration"] + 1
+    except Exception as error:  # whatever it is, the run cannot go on
+        raise Failed(f"unresumable: {path} does not load: {error}") from error
+
+
+def check_start(job: Job, expected: int) -> None:
+    if job.began_at() not in (None, expected):
+        raise Failed(f"{job.log.stem} began at iteration {job.began_at()}, not at {expected}")
+
+
+TOLERANCE = 1e-5  # relative, of figures that differ by the order of sums
+TORCHRUN = ("-m", "torch.distributed.run")
+ONE_AGENT = (*TORCHRUN, "--standalone", "--nproc_per_node")  # of so many processes
+
+
+def ranks(config: Path, folder: Path) -> Figures:
+    """Two processes, started by torchrun with gloo, solve the matching and compute the distillation losses
+    of four images of one size, two images each. One process does the same with all four. The assignments
+    must be equal. Losses, margins and gradients must be equal up to the order of sums (deviations are
+    relative to the largest value of each tensor).
+    """
+    results = []
+    for processes in (1, 2):
+        out = folder / f"{processes}.pth"
+        worker = (ROOT / "tools/selfcheck.py", "--worker", config, out)
+        run(folder / f"{processes}.log", *ONE_AGENT, processes, *worker)
+        results.append(load(out))
+    one, two = results
+    equal = min((two["groups"][tap] == one["groups"][tap]).double().mean().item() for tap in one["groups"])
+    if equal < 1:
+        raise Failed(f"at one of the taps only {equal:.1%} of the assignments are equal")
+    names = ("losses", "margins", "gradients")
+    apart = {f"deviation of {name}": deviation(two[name], one[name]) for name in names}
+    return {"share of equal assignments": equal, **within(TOLERANCE, apart)}
+
+
+def ranks_worker(config: str, out: str) -> None:
+    """One of the processes of `ranks`; the first of them writes what all of them found."""
+    import torch.distributed as dist
+    from detectron2.modeling import build_model
+    from detectron2.structures import Boxes, Instances
+    from detectron2.utils.events import EventStorage
+    from torch.nn.parallel import DistributedDataParallel
+
+    from mgd_det.config import load_config
+    from mgd_det.distributed import sum_over_ranks
+    from mgd_det.modeling.detector import DistilledDetector
+
+    dist.init_process_group("gloo")
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    # Statistics of a rank's own batch, in the student's norms, are stock Detectron2's business.
+    norms = ("MODEL.RESNETS.NORM", "FrozenBN", "MODEL.FPN.NORM", "", "MODEL.RETINANET.NORM", "")
+    torch.manual_seed(0)
+    detector = build_model(load_config(config, norms, device="cpu"))
+    assert isinstance(detector, DistilledDetector)
+    generator, images = torch.Generator().manual_seed(1), []
+    for _ in range(4):
+        image = torch.randint(0, 256, (3, 64, 96), generator=generator, dtype=torch.uint8)
+        boxes, classes = Boxes(torch.tensor([[8.0, 8.0, 40.0, 40.0]])), torch.tensor([1])
+        images.append({"image": image, "instances": Instances((64, 96), gt_boxes=boxes, gt_classes=classes)})
+    share = images[rank::world_size]
+    detector.rematch([share], sum_over_ranks)
+    model = DistributedDataParallel(detector)
+    with EventStorage():
+        every = model(share)
+    losses = {name: loss for name, loss in every.items() if "mgd" in name}
+    # The task losses take part with weight 0, since DDP waits for all parameters.
+    sum(loss * (name in losses) for name, loss in every.items()).backward()
+    for loss in losses.values():
+        dist.all_reduce(loss.detach())
+    if rank == 0:
+        matchings = detector.distill_state()["mgd"]["_extra_state"]["matchings"]
+        found = {
+            "losses": {name: loss.item() / world_size for name, loss in losses.items()},
+            "groups": {tap: matching["groups"] for tap, matching in matchings.items()},
+            "margins": {tap: matching["margin"] for tap, matching in matchings.items()},
+            "gradients": {n: p.grad for n, p in detector.named_parameters() if p.grad is not None},
+        }
+        torch.save(found, out)
+    dist.barrier()  # nobody leaves, and takes the connections down, before all have finished
+    del model
+    dist.destroy_process_group()
+
+
+def two_agents(config: Path, folder: Path, *, iterations: int = 6) -> Figures:
+    """A run over two machines is simulated on one: two torchrun agents with a process each, connected
+    through 127.0.0.1, are compared with one agent with two processes. Both train the same iterations with
+    the same seed; the student's weights must be equal (deviations as for `ranks`).
+    """
+    keys = ("DISTILL.EXACT_RESUME", True, "SOLVER.MAX_ITER", iterations, "SOLVER.IMS_PER_BATCH", 4)
+    one, two = folder / "one_agent", folder / "two_agents"
+    run(folder / "one_agent.log", *ONE_AGENT, 2, *train_net(config, one, *keys))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = ("--master_addr", "127.0.0.1", "--master_port", free.getsockname()[1])
+    with ExitStack() as stack:
+        agents = []
+        for node in (0, 1):
+            agent = (*TORCHRUN, "--nnodes", 2, "--nproc_per_node", 1, "--node_rank", node, *address)
+            job = Job(folder / f"agent_{node}.log", *agent, *train_net(config, two, *keys))
+            agents.append(stack.enter_context(job))
+        for job in agents:
+            job.finish()
+    apart = deviation(final(two)["model"], final(one)["model"])
+    return {"iterations": iterations, **within(TOLERANCE, {"deviation of weights": apart})}
+
+
+def dead_rank(config: Path, folder: Path) -> Figures:
+    """One of the two processes of a training run is killed (SIGKILL). The whole job must end by itself and
+    with an error, name the signal in its output, and soon leave no process behind (the processes that load
+    data for a rank notice its death within five seconds).
+    """
+    endless = ("SOLVER.MAX_ITER", 100000, "SOLVER.CHECKPOINT_PERIOD", 100000, "SOLVER.IMS_PER_BATCH", 4)
+    with Job(folder / "job.log", *ONE_AGENT, 2, *train_net(config, folder / "run", *endless)) as job:
+        job.until(lambda: "eta:" in job.output(), "training was under way")
+        min(job.processes(RANK="1"), key=lambda process: process.pid).kill()
+        killed = time.monotonic()
+        code, seconds = job.process.wait(LIMIT), [time.monotonic() - killed]
+        while job.processes() and time.monotonic() < killed + PATIENCE:
+            time.sleep(0.1)
+        seconds.append(time.monotonic() - killed)
+        left = len(job.processes())
+    if code == 0 or left or "SIGKILL" not in job.output():
+        raise job.failed(f"exit code {code}, {left} processes left, or the signal not named")
+    ended = dict(zip(("seconds until it ended", "until no process was left"), seconds))
+    return {"exit code": code, "processes left": left, **ended}
+
+
+PRECISION = {"float16": 0.01, "bfloat16": 0.05}  # relative, of the first distillation losses
+ON_GPU = "mixed-precision-gpu"  # the check that needs one
+
+
+def mixed_precision(config: Path, folder: Path, *, gpus: int = 0, iterations: int = 10) -> Figures:
+    """A run trains under autocast (SOLVER.AMP) in float16 and bfloat16: every loss of every iteration must
+    be finite. The figure is the largest relative deviation of a distillation loss in the first iteration
+    from a float32 run with the same seed. The images are 120 to 160 pixels wide, because smaller ones lead
+    to feature maps one pixel wide, on which torch's CPU kernel for weight gradients in bfloat16 gives wrong
+    values or NaN.
+    """
+    keys = ("DISTILL.EXACT_RESUME", True, "SOLVER.MAX_ITER", iterations, "INPUT.MIN_SIZE_TRAIN", (128,))
+    first: dict[str, dict[str, float]] = {}
+    for dtype in ("float32", *PRECISION):
+        precision = ("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", dtype) if dtype in PRECISION else ()
+        run(folder / f"{dtype}.log", *train_net(config, folder / dtype, *keys, *precision, gpus=gpus))
+        scalars = final(folder / dtype)["trainer"]["hooks"]["ExactResumeHook"]["scalars"]
+        losses = {name: [v for v, _ in s["data"]] for name, s in scalars.items() if "loss" in name}
+        if not all(len(v) == iterations and all(map(math.isfinite, v)) for v in losses.values()):
+            raise Failed(f"in {dtype} not every loss of every iteration is finite")
+        first[dtype] = {name: values[0] for name, values in losses.items() if name.startswith("loss_mgd")}
+    figures: Figures = {"iterations": iterations}
+    for dtype, limit in PRECISION.items():
+        apart = max(abs(first[dtype][name] / value - 1) for name, value in first["float32"].items())
+        figures.update(within(limit, {f"deviation of {dtype} losses": apart}))
+    return figures
