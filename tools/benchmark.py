@@ -15,7 +15,7 @@ import platform
 import shlex
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -34,15 +34,15 @@ PARTS = ("loss", "solve", "steps", "memory")
 # Only where they are asked for: for "data" the training set must be there, the others take long.
 DATA, TAPS, TEACHER, LOSSES = "data", "taps", "teacher", "losses"
 Batch = tuple[int, tuple[int, int], Optional[torch.dtype]]  # images, their size, dtype of autocast
-RECORDS = Path("results/performance")
+RECORDS = Path("results/performance.json")
 BATCHES = 30  # of the data loader, which takes seconds
 EXAMPLES = """
 examples:
   tools/benchmark.py                                  (RetinaNet R-50 to R-18 at COCO's size; slow on a CPU)
   tools/benchmark.py --only loss solve
   tools/benchmark.py --config-file configs/demo/student_mgd.yaml --images 8 --size 96 128
-  tools/benchmark.py --dtype bfloat16 --images 16 --json results/performance/gpu.json
-  tools/benchmark.py --report docs/performance.md     (from results/performance/*.json; measures nothing)
+  tools/benchmark.py --dtype bfloat16 --images 16 --json results/performance.json --record gpu
+  tools/benchmark.py --report docs/performance.md     (from results/performance.json; measures nothing)
 """
 
 
@@ -72,7 +72,10 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--photos", action="store_true", help="read scikit-learn's photographs instead of the training set"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="add the figures to the records there")
+    parser.add_argument(
+        "--record", default="figures", metavar="NAME", help="of its record (default: figures)"
+    )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the document, and measure nothing")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the config, after --")
     args = parser.parse_args(argv)
@@ -85,8 +88,8 @@ def main(argv: Sequence[str]) -> None:
     args = parse_arguments(argv)
     os.chdir(ROOT)
     if args.report:
-        records = [json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))]
-        args.report.write_text(document(records), encoding="utf-8")
+        records = read_records(RECORDS)
+        args.report.write_text(document([records[name] for name in sorted(records)]), encoding="utf-8")
         return
     with bad_input_in_one_line():
         found = measure(args)
@@ -97,9 +100,22 @@ def main(argv: Sequence[str]) -> None:
         **found,
     }
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(record, indent=2) + "\n")
+        write_record(args.json, args.record, record)
     say("\n".join(lines(record)))
+
+
+def read_records(path: Path) -> dict[str, dict[str, Any]]:
+    """Returns the records of earlier measurements by name; none if there is no such file."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def write_record(path: Path, name: str, record: Mapping[str, object]) -> None:
+    """Add a record to a file, in place of an earlier one of the same name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    records = {**read_records(path), name: record}
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(json.dumps(records, indent=2) + "\n")
+    new.replace(path)  # An interruption leaves the old file whole.
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -115,10 +131,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         found["loss"] = pooled_loss(device, args.runs)
     if "solve" in args.only:
         found["solve"] = re_solve(args.runs)
-    dtype = DTYPES[args.dtype] if args.dtype else None
     wanted = {part for part in ("steps", "memory", LOSSES, TAPS, TEACHER, DATA) if part in args.only}
-    if not wanted:
-        return found
+    return {**found, **measure_networks(args, cfg, wanted)} if wanted else found
+
+
+def measure_networks(args: argparse.Namespace, cfg: CfgNode, wanted: set[str]) -> dict[str, Any]:
+    """Returns the figures of the parts that run the config's networks, and their setting."""
+    dtype = DTYPES[args.dtype] if args.dtype else None
+    found: dict[str, Any] = {}
     found["setting"] = {
         "config": args.config_file,
         "images": args.images,

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from benchmark import read_records, write_record
 from benchmarking import parts
 from benchmarking.parts import Size, loader_share, one_size, re_solve, use_photos
 from benchmarking.report import document, lines, not_run
@@ -84,25 +85,14 @@ def record(demo_data, tmp_path_factory) -> dict:
         *("DISTILL.MGD.TAPS", '["res3", "res5"]', "DISTILL.MGD.LOSS_WEIGHTS", "[2.0, 1.0]"),
     ]
     command = [sys.executable, "tools/benchmark.py", "--config-file", "configs/demo/student_mgd.yaml"]
-    command += [
-        "--only",
-        "steps",
-        "memory",
-        "taps",
-        "data",
-        "--runs",
-        "1",
-        "--images",
-        "2",
-        "--size",
-        "64",
-        "96",
-    ]
-    command += ["--device", "cpu", "--json", str(file), "--", *opts]
+    command += ["--only", "steps", "memory", "taps", "data", *("--runs", "1", "--images", "2")]
+    command += ["--size", "64", "96"]
+    command += ["--device", "cpu", "--json", str(file), "--record", "small", "--", *opts]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.rstrip() == "\n".join(lines(json.loads(file.read_text()))).rstrip()
-    return json.loads(file.read_text())
+    found = json.loads(file.read_text())["small"]
+    assert done.stdout.rstrip() == "\n".join(lines(found)).rstrip()
+    return found
 
 
 def test_a_run_of_the_command(record):
@@ -118,6 +108,14 @@ def test_a_run_of_the_command(record):
     floors = [counted["floor"] for counted in flops]
     assert flops[0]["student"] < floors[1] < floors[2] == floors[0] == flops[0]["distilled"]
     assert record["data"]["workers"] == 1
+
+
+def test_records_are_added_to_a_file_by_name(tmp_path):
+    file = tmp_path / "new" / "figures.json"
+    for name, value in (("a", 1), ("b", 2), ("a", 3)):
+        write_record(file, name, {"loss": value})
+    assert read_records(file) == {"a": {"loss": 3}, "b": {"loss": 2}}
+    assert list(file.parent.iterdir()) == [file]
 
 
 def test_the_document_names_command_machine_and_what_was_not_run(record):
