@@ -137,7 +137,7 @@ def report(experiment: Experiment, path: Path, records: Sequence[Record]) -> Non
         },
         pairs=experiment.pairs,
     )
-    say(f"\n{table}\n\nreport: {experiment.results}/report.md, .csv, .json, .png")
+    say(f"\n{table}\n\nreport: {experiment.results}/report.md, .json, .png")
 
 
 if __name__ == "__main__":

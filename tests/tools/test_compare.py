@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import fcntl
 import json
 import math
@@ -116,12 +115,10 @@ def test_report_files_say_the_same(tmp_path):
         assert line in text
     assert "not corrected for the number of arms" in text
     assert "different conditions" not in text
-    with (tmp_path / "report.csv").open() as f:
-        rows = list(csv.DictReader(f))
     arms = json.loads((tmp_path / "report.json").read_text())["arms"]
-    assert [row["arm"] for row in rows] == [arm["arm"] for arm in arms] == list(ITERATIONS)
-    assert float(rows[1]["half_width"]) == arms[1]["half_width"] == pytest.approx(2.484, abs=1e-3)
-    assert rows[3]["ap"] == "" and arms[3]["ap"] is None
+    assert [arm["arm"] for arm in arms] == list(ITERATIONS)
+    assert arms[1]["half_width"] == pytest.approx(2.484, abs=1e-3)
+    assert arms[3]["ap"] is None
     assert arms[1]["differences"] == {"1": 1.0, "2": 2.0, "3": 3.0}
 
 

@@ -1,8 +1,7 @@
-"""The report of a comparison: a table in markdown and other formats, and a picture."""
+"""The report of a comparison: a table in markdown, its figures in JSON, and a picture."""
 
 from __future__ import annotations
 
-import csv
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -43,7 +42,7 @@ def write_report(
     facts: Mapping[str, str],
     pairs: Sequence[tuple[str, str]] = (),
 ) -> str:
-    """Write report.md, .csv, .json and .png; the markdown's table.
+    """Write report.md, report.json and report.png, and return the table of the first.
 
     Args:
         folder: where to.
@@ -64,11 +63,6 @@ def write_report(
     if compared:
         report["pairs"] = [pair._asdict() for pair in compared]
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    with (folder / "report.csv").open("w", newline="", encoding="utf-8") as f:
-        columns = [name for name in Row._fields if name != "differences"]
-        writer = csv.DictWriter(f, columns, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(arms)
     draw(rows, baseline, names, folder / "report.png")
     return tables
 
