@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -239,6 +239,43 @@ def leaves_enough(mask: np.ndarray, area: int, drawn: Sequence[DrawnObject]) -> 
     )
 
 
+class Layer(NamedTuple):
+    """A sprite that has found its place on a canvas."""
+
+    sprite: Sprite
+    window: tuple[slice, slice]  # rows and columns of the canvas that it touches
+    coverage: np.ndarray  # in the window
+    corner: np.ndarray  # (x, y) of the sprite on the canvas, px
+    mask: np.ndarray  # (H, W) bool: what it covers of the canvas
+    area: int  # of the whole sprite, px
+
+
+def find_layer(
+    rng: np.random.Generator,
+    sources: Sources,
+    category: str | None,
+    size: tuple[int, int],
+    drawn: Sequence[DrawnObject],
+) -> Layer | None:
+    """Returns an object of a category, or clutter, on a canvas of ``size`` (H, W).
+
+    Returns None if no trial leaves enough of it and of the objects below it visible.
+    """
+    for _ in range(PLACEMENT_TRIES):
+        if category is None:
+            sprite = clutter_sprite(rng, min(size))
+        else:
+            diameter = min(size) * np.exp(rng.uniform(*np.log(OBJECT_DIAMETER)))
+            sprite = object_sprite(rng, sources, category, diameter)
+        window, coverage, corner = place(rng, sprite, *size)
+        mask = np.zeros(size, bool)
+        mask[window] = coverage >= 0.5
+        area = int((sprite.coverage >= 0.5).sum())
+        if leaves_enough(mask, area, drawn):
+            return Layer(sprite, window, coverage, corner, mask, area)
+    return None
+
+
 def draw_scene(
     rng: np.random.Generator,
     sources: Sources,
@@ -251,7 +288,6 @@ def draw_scene(
     Returns pixels (H, W, 3) uint8, each side within ``sides`` px, and the objects as visible.
     """
     height, width = (int(side) for side in rng.integers(sides[0], sides[1] + 1, 2))
-    short_side = min(height, width)
     canvas = photo_crop(rng, sources, (height, width))
     count = rng.integers(OBJECTS_PER_IMAGE[0], OBJECTS_PER_IMAGE[1] + 1)
     clutter = rng.integers(CLUTTER_PER_IMAGE[0], CLUTTER_PER_IMAGE[1] + 1)
@@ -261,30 +297,21 @@ def draw_scene(
 
     drawn: list[DrawnObject] = []
     for category in layers:
-        for _ in range(PLACEMENT_TRIES):
-            if category is None:
-                sprite = clutter_sprite(rng, short_side)
-            else:
-                diameter = short_side * np.exp(rng.uniform(*np.log(OBJECT_DIAMETER)))
-                sprite = object_sprite(rng, sources, categories[category], diameter)
-            window, coverage, corner = place(rng, sprite, height, width)
-            mask = np.zeros((height, width), bool)
-            mask[window] = coverage >= 0.5
-            area = int((sprite.coverage >= 0.5).sum())
-            if leaves_enough(mask, area, drawn):
-                break
-        else:
+        name = None if category is None else categories[category]
+        layer = find_layer(rng, sources, name, (height, width), drawn)
+        if layer is None:
             continue
+        pixels, shape = canvas[layer.window], layer.coverage.shape
         if category is None and rng.random() < 0.5:
-            texture = photo_crop(rng, sources, coverage.shape)
+            texture = photo_crop(rng, sources, shape)
         else:
-            texture = paint(rng, coverage.shape, canvas[window].mean(axis=(0, 1)))
-        canvas[window] += coverage[..., None] * (texture - canvas[window])
+            texture = paint(rng, shape, pixels.mean(axis=(0, 1)))
+        canvas[layer.window] += layer.coverage[..., None] * (texture - pixels)
         for other in drawn:
-            other.mask &= ~mask
+            other.mask &= ~layer.mask
         if category is not None:
-            outline = None if sprite.outline is None else sprite.outline + corner
-            drawn.append(DrawnObject(int(category), mask, area, outline))
+            outline = None if layer.sprite.outline is None else layer.sprite.outline + layer.corner
+            drawn.append(DrawnObject(int(category), layer.mask, layer.area, outline))
 
     gain = rng.uniform(0.7, 1.1) * rng.uniform(0.9, 1.1, 3)
     noise = rng.choice([0.0, 3.0, 6.0]) * rng.standard_normal((height, width, 1))

@@ -78,7 +78,26 @@ def one_size(size: Size, device: torch.device, runs: int) -> dict[str, Any]:
     teacher = normal(size.images, size.teacher, size.height, size.width)
     groups = torch.randperm(size.teacher, generator=torch.Generator().manual_seed(0)).to(device)
     groups = groups.reshape(size.student, -1)
-    margin, buffer = -normal(size.student).abs(), torch.empty_like(teacher)
+    jobs = loss_jobs(student, teacher, groups, -normal(size.student).abs())
+    seconds = in_turn(jobs, runs, device, warm=True)
+    must_move = teacher.nbytes + 4 * student.nbytes
+    return {
+        "ratios": {name: timing.over(seconds["copy"])._asdict() for name, timing in seconds.items()},
+        "copy_seconds": seconds["copy"].minimum,
+        "limit": must_move / (2 * teacher.nbytes),  # a copy reads and writes
+    }
+
+
+def loss_jobs(student: Tensor, teacher: Tensor, groups: Tensor, margin: Tensor) -> dict[str, Job]:
+    """Returns the loss in each way to compute it, with its gradient, and a copy of the teacher's features.
+
+    Args:
+        student: (N, C, H, W), with `requires_grad`.
+        teacher: (N, D, H, W).
+        groups: (C, K) int64.
+        margin: (C,).
+    """
+    buffer = torch.empty_like(teacher)
 
     def step(loss: Callable[[], Tensor]) -> Job:
         def job() -> None:
@@ -100,15 +119,9 @@ def one_size(size: Size, device: torch.device, runs: int) -> dict[str, Any]:
         "plain torch": plain,
         "in sequence": step(in_sequence),
     }
-    if device.type == "cuda" and kernels.triton_kernel(torch.float32, torch.float32):
+    if student.device.type == "cuda" and kernels.triton_kernel(torch.float32, torch.float32):
         jobs["fused"] = step(lambda: pooled_partial_l2(student, teacher, groups, margin, "mean"))
-    seconds = in_turn(jobs, runs, device, warm=True)
-    must_move = teacher.nbytes + 4 * student.nbytes
-    return {
-        "ratios": {name: timing.over(seconds["copy"])._asdict() for name, timing in seconds.items()},
-        "copy_seconds": seconds["copy"].minimum,
-        "limit": must_move / (2 * teacher.nbytes),  # a copy reads and writes
-    }
+    return jobs
 
 
 def re_solve(runs: int, matrices: Sequence[tuple[int, int]] = MATRICES) -> list[dict[str, Any]]:

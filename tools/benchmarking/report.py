@@ -8,7 +8,10 @@ from typing import Any
 Record = Mapping[str, Any]
 
 ON_A_GPU = {
-    "loss": "The fused loss of `mgd_det/maths/kernels/cuda.py`, which has been checked under Triton's interpreter.",
+    "loss": (
+        "The fused loss of `mgd_det/maths/kernels/cuda.py`, which has been checked under Triton's "
+        "interpreter."
+    ),
     "steps": "Training steps.",
     "losses": "All losses of each method.",
     "memory": "Peak memory.",

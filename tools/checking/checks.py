@@ -9,13 +9,16 @@ import signal
 import socket
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import torch
 from _checkout import ROOT
 from checking.jobs import PATIENCE, Figures, Job, deviation, equal_values, final, load, run, train_net, within
-from processes import LIMIT, Failed
+from detectron2.structures import Boxes, Instances
+from processes import LIMIT, Failed, Word
+from torch import Tensor
 
 from mgd_det.run.metrics import read_metrics
 
@@ -38,19 +41,9 @@ def kill_and_resume(config: Path, folder: Path, *, mode: str, kills: int, seed: 
     keys = ("DISTILL.EXACT_RESUME", True, "DISTILL.MATCHING.MODE", mode, *steps)
     checkpoints = ("SOLVER.CHECKPOINT_PERIOD", PERIOD)
     command = train_net(config, output, "--resume", *keys, *checkpoints, "SEED", -1)
-    hits = Counter({"while writing a checkpoint": 0, "elsewhere in training": 0, "before training": 0})
-    start = lost = 0
-    for number, aim in enumerate(rng.sample((AIMS * kills)[:kills], kills), 1):
-        with Job(folder / f"start_{number}.log", *command) as job:
-            hits[kill(job, output, aim, rng)] += 1
-        check_start(job, start)
-        reached, start = max([start, *(i + 1 for i in job.saved())]), next_start(output)
-        lost = max(lost, reached - start)
-        for path in output.glob("model_*.pth"):
-            if path < last_checkpoint(output):  # of no more use, and disks are finite
-                path.unlink()
+    hits, lost = start_and_kill(folder, output, command, rng.sample((AIMS * kills)[:kills], kills), rng)
     within(PERIOD, {"most iterations lost at a kill": lost})
-    check_start(run(folder / "last_start.log", *command), start)
+    check_start(run(folder / "last_start.log", *command), next_start(output))
     if left := list(output.glob("*.partial")):
         raise Failed(f"the finished run left {left[0].name}")
 
@@ -68,6 +61,27 @@ def kill_and_resume(config: Path, folder: Path, *, mode: str, kills: int, seed: 
         "iterations": iterations,
         "values equal bit for bit": equal_values(*runs),
     }
+
+
+def start_and_kill(
+    folder: Path, output: Path, command: Sequence[Word], aims: Sequence[str], rng: random.Random
+) -> tuple[Counter[str], int]:
+    """Start a command and kill it, once for each aim, and check each start.
+
+    Returns what the kills hit, each with its number, and the most iterations that were lost at one of them.
+    """
+    hits = Counter({"while writing a checkpoint": 0, "elsewhere in training": 0, "before training": 0})
+    start = lost = 0
+    for number, aim in enumerate(aims, 1):
+        with Job(folder / f"start_{number}.log", *command) as job:
+            hits[kill(job, output, aim, rng)] += 1
+        check_start(job, start)
+        reached, start = max([start, *(i + 1 for i in job.saved())]), next_start(output)
+        lost = max(lost, reached - start)
+        for path in output.glob("model_*.pth"):
+            if path < last_checkpoint(output):  # of no more use, and disks are finite
+                path.unlink()
+    return hits, lost
 
 
 def stock_resume(config: Path, folder: Path) -> Figures:
@@ -167,7 +181,6 @@ def ranks_worker(config: str, out: str) -> None:
     """One of the processes of `ranks`; the first of them writes what all of them found."""
     import torch.distributed as dist
     from detectron2.modeling import build_model
-    from detectron2.structures import Boxes, Instances
     from detectron2.utils.events import EventStorage
     from torch.nn.parallel import DistributedDataParallel
 
@@ -182,12 +195,7 @@ def ranks_worker(config: str, out: str) -> None:
     torch.manual_seed(0)
     detector = build_model(load_config(config, norms, device="cpu"))
     assert isinstance(detector, DistilledDetector)
-    generator, images = torch.Generator().manual_seed(1), []
-    for _ in range(4):
-        image = torch.randint(0, 256, (3, 64, 96), generator=generator, dtype=torch.uint8)
-        boxes, classes = Boxes(torch.tensor([[8.0, 8.0, 40.0, 40.0]])), torch.tensor([1])
-        images.append({"image": image, "instances": Instances((64, 96), gt_boxes=boxes, gt_classes=classes)})
-    share = images[rank::world_size]
+    share = four_images()[rank::world_size]
     detector.rematch([share], sum_over_ranks)
     model = DistributedDataParallel(detector)
     with EventStorage():
@@ -209,6 +217,17 @@ def ranks_worker(config: str, out: str) -> None:
     dist.barrier()  # nobody leaves, and takes the connections down, before all have finished
     del model
     dist.destroy_process_group()
+
+
+def four_images() -> list[dict[str, Tensor | Instances]]:
+    """Returns images of noise with a box each, as Detectron2's data loaders do."""
+    generator = torch.Generator().manual_seed(1)
+    images: list[dict[str, Tensor | Instances]] = []
+    for _ in range(4):
+        image = torch.randint(0, 256, (3, 64, 96), generator=generator, dtype=torch.uint8)
+        boxes, classes = Boxes(torch.tensor([[8.0, 8.0, 40.0, 40.0]])), torch.tensor([1])
+        images.append({"image": image, "instances": Instances((64, 96), gt_boxes=boxes, gt_classes=classes)})
+    return images
 
 
 def two_agents(config: Path, folder: Path, *, iterations: int = 6) -> Figures:

@@ -13,14 +13,58 @@ from visualizing.runs import Series, distillation_losses, task_losses
 FEW = 12  # points, up to which each one is marked
 
 
-class Curves(NamedTuple):
-    """Small panels that belong together."""
+class Text(NamedTuple):
+    """The words about a group of curves."""
 
     name: str  # of the file
     title: str
-    panels: dict[str, str]  # title -> scalar in metrics.json
     caption: str
     reference: float | None = None  # to compare ratios with; the scale is then logarithmic
+
+
+class Curves(NamedTuple):
+    """Small panels that belong together."""
+
+    text: Text
+    panels: dict[str, str]  # title -> scalar in metrics.json
+
+
+TEXTS = (  # of AP, the task's losses, those of distillation, gradients and weights
+    Text(
+        "curves_ap",
+        "How good the detector is.",
+        "COCO average precision on the test set, 0 to 100, at every evaluation: AP is the mean over "
+        "strict and lax overlaps, AP50 asks for half an overlap only. Higher is better. A difference "
+        "between two single runs may be chance: compare several seeds before believing a small one.",
+    ),
+    Text(
+        "curves_task",
+        "The detector's own losses.",
+        "What a detector is trained on without any teacher, on training images: its errors of "
+        "classification and of box regression. Lower is better, but a lower training loss alone does "
+        "not make a better detector.",
+    ),
+    Text(
+        "curves_distillation",
+        "The losses of distillation.",
+        "How far the student is from its targets, already multiplied by the weight. They should fall, "
+        "fast at first. Losses of different taps or weights are not to be compared by their height.",
+    ),
+    Text(
+        "curves_gradients",
+        "How hard distillation pulls.",
+        "Size of a distillation loss's gradient at its tap, beside that of the task's losses at the "
+        "same place, on a logarithmic scale. At the dotted line, 1, both pull equally hard; far above, "
+        "the student follows the teacher and hardly the labels; far below, the loss has little effect.",
+        reference=1.0,
+    ),
+    Text(
+        "curves_weights",
+        "The weights of distillation.",
+        "What each distillation loss is multiplied by. Level, unless DISTILL.SCHEDULE lets it warm up, "
+        "fade or stop.",
+    ),
+)
 
 
 def list_curves(runs: Mapping[str, Series]) -> list[Curves]:
@@ -36,48 +80,14 @@ def list_curves(runs: Mapping[str, Series]) -> list[Curves]:
         if any(f"{kind}/{name}" in series for series in found)
     ]
     words = {"bbox": "box", "segm": "mask"}
-    groups = [
-        Curves(
-            "curves_ap",
-            "How good the detector is.",
-            {f"{words[name[:4]]} {name[5:]}": name for name in aps},
-            "COCO average precision on the test set, 0 to 100, at every evaluation: AP is the mean over "
-            "strict and lax overlaps, AP50 asks for half an overlap only. Higher is better. A difference "
-            "between two single runs may be chance: compare several seeds before believing a small one.",
-        ),
-        Curves(
-            "curves_task",
-            "The detector's own losses.",
-            {name: name for name in tasks},
-            "What a detector is trained on without any teacher, on training images: its errors of "
-            "classification and of box regression. Lower is better, but a lower training loss alone does "
-            "not make a better detector.",
-        ),
-        Curves(
-            "curves_distillation",
-            "The losses of distillation.",
-            {f"loss_{stem}": f"loss_{stem}" for stem in stems},
-            "How far the student is from its targets, already multiplied by the weight. They should fall, "
-            "fast at first. Losses of different taps or weights are not to be compared by their height.",
-        ),
-        Curves(
-            "curves_gradients",
-            "How hard distillation pulls.",
-            {stem: f"{stem}/gradient_ratio" for stem in measured},
-            "Size of a distillation loss's gradient at its tap, beside that of the task's losses at the "
-            "same place, on a logarithmic scale. At the dotted line, 1, both pull equally hard; far above, "
-            "the student follows the teacher and hardly the labels; far below, the loss has little effect.",
-            reference=1.0,
-        ),
-        Curves(
-            "curves_weights",
-            "The weights of distillation.",
-            {stem: f"{stem}/weight" for stem in stems},
-            "What each distillation loss is multiplied by. Level, unless DISTILL.SCHEDULE lets it warm up, "
-            "fade or stop.",
-        ),
-    ]
-    return [group for group in groups if group.panels]
+    panels = (
+        {f"{words[name[:4]]} {name[5:]}": name for name in aps},
+        {name: name for name in tasks},
+        {f"loss_{stem}": f"loss_{stem}" for stem in stems},
+        {stem: f"{stem}/gradient_ratio" for stem in measured},
+        {stem: f"{stem}/weight" for stem in stems},
+    )
+    return [Curves(text, titles) for text, titles in zip(TEXTS, panels) if titles]
 
 
 def draw_curves(group: Curves, runs: Mapping[str, Series]) -> Picture:
@@ -110,20 +120,20 @@ def draw_curves(group: Curves, runs: Mapping[str, Series]) -> Picture:
         figure.legend(drawn.values(), drawn.keys(), loc="outside upper center", ncols=min(len(drawn), 3))
     said = [f"{name}: {in_words(group.panels, series)}" for name, series in runs.items() if name in drawn]
     alt = f"Curves over the iterations. {'. '.join(said)}."
-    return render(figure, group.name, alt, group.title, group.caption)
+    return render(figure, group.text.name, alt, group.text.title, group.text.caption)
 
 
 def set_scale(axis: Axes, group: Curves, heights: Sequence[float]) -> None:
     """Let the scale begin at 0; or show whole decades of a logarithmic scale, and the reference line."""
-    if group.reference is None:
+    if group.text.reference is None:
         axis.set_ylim(0, 1.08 * axis.get_ylim()[1])
         return
-    values = [group.reference, *(y for y in heights if y > 0)]
+    values = [group.text.reference, *(y for y in heights if y > 0)]
     decades = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
     axis.set_yscale("log")
     axis.set_ylim(10.0 ** decades[0] / 1.2, 10.0 ** decades[1] * 1.2)
     axis.yaxis.set_major_formatter("{x:g}")
-    axis.axhline(group.reference, color=GREY, linestyle=":", linewidth=1)
+    axis.axhline(group.text.reference, color=GREY, linestyle=":", linewidth=1)
 
 
 def in_words(panels: Mapping[str, str], series: Series) -> str:

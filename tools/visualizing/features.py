@@ -120,7 +120,7 @@ def draw_features(
     names: dict[int, str] = {}
     for channel, name in zip(chosen, CHANNELS):
         names.setdefault(channel, name)
-    members = {c: [t for t in matching.groups[c].tolist() if t >= 0] for c in names}
+    members = {channel: matching.members(channel) for channel in names}
     shown = min(max(map(len, members.values())), MOST_MEMBERS)
     columns = 3 + shown
     images = [read_image(sample.record["file_name"], "RGB") for sample in samples]
@@ -130,19 +130,13 @@ def draw_features(
     costs = group_cost(matching.cost, matching.groups)
     for part, (channel, name) in zip(figure.subfigures(len(names), 1, squeeze=False)[:, 0], names.items()):
         limit = max(m.teacher[members[channel]].abs().max().item() for m in maps) or 1.0
-        part.suptitle(
-            f"student channel {channel}, {name}: cost {costs[channel].item():.2f}, colours from "
-            f"{-limit:.1f} to {limit:.1f}",
-            fontsize=8,
-            x=0.01,
-            ha="left",
-            weight="bold",
-        )
+        cost = f"cost {costs[channel].item():.2f}, colours from {-limit:.1f} to {limit:.1f}"
+        text = f"student channel {channel}, {name}: {cost}"
+        part.suptitle(text, fontsize=8, x=0.01, ha="left", weight="bold")
         axes = part.subplots(len(samples), columns, squeeze=False)
         for row, image, of_image in zip(axes, images, maps):
             draw_row(row, image, of_image, channel, members[channel][:shown], limit)
         head(axes[0], channel, members[channel], shown)
-    pooled = REDUCER_WORDS[reducer]
     return render(
         figure,
         f"features_{file_part(tap)}",
@@ -152,11 +146,11 @@ def draw_features(
         "channel.",
         f"What the student is asked for at {tap}, and what it gives.",
         "From left to right: the image; the teacher channels that were matched to this student channel; the "
-        f"target made of them ({pooled}); the student's own channel, as the loss sees it. Orange is above "
-        "0, purple below, white 0, on one scale in each block. The nearer the last two columns are to each "
-        "other, the better the student has learnt this channel. Only where the target is above 0 do they "
-        "have to agree; where it is below, the student merely has to be as low, since a ReLU would cut both "
-        "off.",
+        f"target made of them ({REDUCER_WORDS[reducer]}); the student's own channel, as the loss sees it. "
+        "Orange is above 0, purple below, white 0, on one scale in each block. The nearer the last two "
+        "columns are to each other, the better the student has learnt this channel. Only where the target "
+        "is above 0 do they have to agree; where it is below, the student merely has to be "
+        "as low, since a ReLU would cut both off.",
     )
 
 
@@ -205,13 +199,33 @@ def draw_idea(
     tap: str, matching: TapMatching, sample: Sample, maps: TapMaps, channel: int, reducer: str
 ) -> Picture:
     """The method on one student channel: teacher channels to target, target beside the student's channel."""
-    image = read_image(sample.record["file_name"], "RGB")
-    members = [t for t in matching.groups[channel].tolist() if t >= 0]
+    members = matching.members(channel)
     shown = members[:MOST_MEMBERS]
     limit = maps.teacher[members].abs().max().item() or 1.0
+    image = read_image(sample.record["file_name"], "RGB")
+    figure = draw_pooling(image, maps, shown, channel, limit)
+    how = REDUCER_WORDS[reducer]
+    more = f" ({len(members) - len(shown)} more are not drawn)" if len(members) > len(shown) else ""
+    return render(
+        figure,
+        "idea",
+        f"An image, the {len(members)} teacher channels matched to student channel {channel} at {tap}, the "
+        "target pooled from them, and the student channel, which the loss compares with the target.",
+        "The method on one channel of this run.",
+        f"At {tap}, each student channel is matched to a group of teacher channels{more}. The group becomes "
+        f"one target ({how}), and the loss pulls the student's channel towards it. Orange is above 0, "
+        "purple below. Of all channels of this tap this is the one that the student has learnt best on this "
+        "image.",
+    )
+
+
+def draw_pooling(
+    image: np.ndarray, maps: TapMaps, teachers: Sequence[int], channel: int, limit: float
+) -> Figure:
+    """Draw an image, some teacher channels of a group, their target, and the student's channel beside it."""
     figure = Figure(figsize=(WIDTH, IDEA_HEIGHT))  # laid out by hand, for the arrows
     ratio = maps.extent[0] / maps.extent[1]
-    step = (IDEA_HEIGHT - 0.1) / max(len(shown), 2)
+    step = (IDEA_HEIGHT - 0.1) / max(len(teachers), 2)
     width = min(1.1, (step - 0.3) / ratio)
     height = width * ratio
 
@@ -227,8 +241,8 @@ def draw_idea(
     picture = place(0.65, middle, "image")
     picture.imshow(image, aspect="auto")
     picture.set_axis_off()
-    for i, teacher in enumerate(shown):
-        y = middle + ((len(shown) - 1) / 2 - i) * step
+    for i, teacher in enumerate(teachers):
+        y = middle + ((len(teachers) - 1) / 2 - i) * step
         axis = place(2.3, y, f"teacher channel {teacher}", PALETTE[1])
         heat_map(axis, maps.teacher[teacher], maps.extent, limit)
         arrow(figure, (0.65 + width / 2, middle), (2.3 - width / 2, y), GREY)
@@ -239,19 +253,7 @@ def draw_idea(
     for y, end in ((upper, middle + 0.25), (lower, middle - 0.25)):
         arrow(figure, (3.95 + width / 2 + 0.03, y), (4.8, end))
     figure.text(4.7 / WIDTH, middle / IDEA_HEIGHT, "loss: how\nfar apart?", va="center")
-    how = REDUCER_WORDS[reducer]
-    more = f" ({len(members) - len(shown)} more are not drawn)" if len(members) > len(shown) else ""
-    return render(
-        figure,
-        "idea",
-        f"An image, the {len(members)} teacher channels matched to student channel {channel} at {tap}, the "
-        "target pooled from them, and the student channel, which the loss compares with the target.",
-        "The method on one channel of this run.",
-        f"At {tap}, each student channel is matched to a group of teacher channels{more}. The group becomes "
-        f"one target ({how}), and the loss pulls the student's channel towards it. Orange is above 0, "
-        "purple below. Of all channels of this tap this is the one that the student has learnt best on this "
-        "image.",
-    )
+    return figure
 
 
 def arrow(figure: Figure, start: tuple[float, float], end: tuple[float, float], shade: str = "black") -> None:

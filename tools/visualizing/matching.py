@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 from visualizing.page import GREY, PALETTE, Missing, Picture, colour, marker, new_figure, render
@@ -29,6 +31,10 @@ class TapMatching(NamedTuple):
     cost: Tensor  # (Cs, Ct), that it was solved from; of the latest statistics in online mode
     images: float  # that the cost is the mean of; older ones decayed
     norm: nn.Module  # on the student's features in the loss, as it has been trained
+
+    def members(self, channel: int) -> list[int]:
+        """Returns the teacher channels in the group of a student channel."""
+        return [teacher for teacher in self.groups[channel].tolist() if teacher >= 0]
 
 
 class MatchingState(NamedTuple):
@@ -154,28 +160,19 @@ def draw_matrix(tap: str, matching: TapMatching) -> Picture:
         used = matching.groups[students].flatten().tolist()
         teachers = list(dict.fromkeys(t for t in used if t >= 0))
     matrix = matching.cost[students][:, teachers]
-    limits = {"vmin": matrix.min().item(), "vmax": matrix.max().item(), "cmap": COLOURS}
+    colours = Normalize(matrix.min().item(), matrix.max().item())
     figure = new_figure(5.3)
     whole, near = figure.subplots(2, 1, height_ratios=[1.15, 1])
-    whole.imshow(matrix.numpy(), aspect="auto", interpolation="nearest", **limits)
+    image = whole.imshow(matrix.numpy(), COLOURS, colours, aspect="auto", interpolation="nearest")
     every = f"every {ordinal(step)} of {cs}" if step > 1 else str(cs)
     whole.set(xlabel="teacher channels, in the order of the groups", ylabel=f"{every} student channels")
     whole.set(xticks=[], yticks=[])
     whole.set_title("the whole matching", loc="left")
-
-    rows, columns = close_up(students, teachers, matching.groups)
-    part = matrix[rows.start : rows.stop, columns.start : columns.stop]
-    image = near.imshow(part.numpy(), aspect="auto", interpolation="nearest", **limits)
-    matched = matched_pairs(matching.groups, ct)[students][:, teachers]
-    for y, x in matched[rows.start : rows.stop, columns.start : columns.stop].nonzero().tolist():
-        near.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1.2))
-    near.set_xticks(range(len(columns)), [str(teachers[i]) for i in columns], rotation=90, fontsize=6)
-    near.set_yticks(range(len(rows)), [str(students[i]) for i in rows], fontsize=6)
-    near.set(xlabel="teacher channel, by its number", ylabel="student channel")
-    near.set_title("its framed part from near: outlined pairs are matched", loc="left")
+    rows, columns = draw_close_up(near, matching, students, teachers, colours)
     corner = columns.start - 0.5, rows.start - 0.5
-    whole.add_patch(Rectangle(corner, len(columns), len(rows), fill=False, edgecolor="white", linewidth=3))
-    whole.add_patch(Rectangle(corner, len(columns), len(rows), fill=False, edgecolor="black", linewidth=1.5))
+    for edge, width in (("white", 3.0), ("black", 1.5)):
+        frame = Rectangle(corner, len(columns), len(rows), fill=False, edgecolor=edge, linewidth=width)
+        whole.add_patch(frame)
     bar = figure.colorbar(image, ax=[whole, near], shrink=0.6, aspect=30)
     bar.set_label("cost: 0 the same pattern, 2 unrelated")
     inside = assignment_cost(matching.cost, matching.groups)
@@ -194,6 +191,24 @@ def draw_matrix(tap: str, matching: TapMatching) -> Picture:
         "on a darker ground. Bright stripes are channels that resemble many others; the assignment has to "
         f"share them out. Here matched pairs cost {inside:.2f} on average, all pairs {overall:.2f}.",
     )
+
+
+def draw_close_up(
+    axis: Axes, matching: TapMatching, students: Sequence[int], teachers: Sequence[int], colours: Normalize
+) -> tuple[range, range]:
+    """Draw the middle of the ordered matrix, matched pairs outlined; returns its rows and columns."""
+    rows, columns = close_up(students, teachers, matching.groups)
+    chosen = [students[i] for i in rows], [teachers[i] for i in columns]
+    part = matching.cost[chosen[0]][:, chosen[1]]
+    axis.imshow(part.numpy(), COLOURS, colours, aspect="auto", interpolation="nearest")
+    matched = matched_pairs(matching.groups, matching.cost.shape[1])[chosen[0]][:, chosen[1]]
+    for y, x in matched.nonzero().tolist():
+        axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1.2))
+    axis.set_xticks(range(len(columns)), list(map(str, chosen[1])), rotation=90, fontsize=6)
+    axis.set_yticks(range(len(rows)), list(map(str, chosen[0])), fontsize=6)
+    axis.set(xlabel="teacher channel, by its number", ylabel="student channel")
+    axis.set_title("its framed part from near: outlined pairs are matched", loc="left")
+    return rows, columns
 
 
 def ordinal(number: int) -> str:
@@ -281,6 +296,25 @@ def draw_updates(metrics: Series, taps: Sequence[str]) -> Picture:
     if not taps:
         raise Missing("metrics.json tells of no update of the matching.")
     figure = new_figure(2.4)
+    said = draw_update_curves(figure, metrics, taps)
+    count = len(metrics[f"mgd_{taps[0]}/match_cost"])
+    return render(
+        figure,
+        "updates",
+        f"Two curves over {count} update{'s' * (count != 1)}. Mean cost of the matched pairs: "
+        f"{'; '.join(said)}. Beside it, the share of teacher channels that were reassigned at each update "
+        "after the first.",
+        "How the matching changed while the student learnt.",
+        "Each mark is one solution of the assignment problem. Left: the cost of the matched pairs, which "
+        "falls when the student's channels come to resemble the teacher's. Right: how many teacher channels "
+        "went to another student channel, from the second solution on. Shares that fall towards 0 mean that "
+        "the matching has settled; where they stay high, targets keep changing under the student, and fewer "
+        "updates may serve it better.",
+    )
+
+
+def draw_update_curves(figure: Figure, metrics: Series, taps: Sequence[str]) -> list[str]:
+    """Draw the curves of these taps; returns the first and last cost of each, as text."""
     cost, changed = figure.subplots(1, 2)
     said = []
     for index, tap in enumerate(taps):
@@ -300,23 +334,10 @@ def draw_updates(metrics: Series, taps: Sequence[str]) -> Picture:
         axis.set(xlabel="iteration", xlim=cost.get_xlim())
         axis.grid(color="0.92")
         axis.set_axisbelow(True)
-    count = len(metrics[f"mgd_{taps[0]}/match_cost"])
-    if count == 1:
+    if len(metrics[f"mgd_{taps[0]}/match_cost"]) == 1:
         changed.text(0.5, 0.5, "solved once so far", transform=changed.transAxes, ha="center", color=GREY)
     figure.legend(*cost.get_legend_handles_labels(), loc="outside upper center", ncols=len(taps))
-    return render(
-        figure,
-        "updates",
-        f"Two curves over {count} update{'s' * (count != 1)}. Mean cost of the matched pairs: "
-        f"{'; '.join(said)}. Beside it, the share of teacher channels that were reassigned at each update "
-        "after the first.",
-        "How the matching changed while the student learnt.",
-        "Each mark is one solution of the assignment problem. Left: the cost of the matched pairs, which "
-        "falls when the student's channels come to resemble the teacher's. Right: how many teacher channels "
-        "went to another student channel, from the second solution on. Shares that fall towards 0 mean that "
-        "the matching has settled; where they stay high, targets keep changing under the student, and fewer "
-        "updates may serve it better.",
-    )
+    return said
 
 
 def file_part(tap: str) -> str:

@@ -100,7 +100,7 @@ def gather(run: Run, baseline: Run | None, count: int) -> Material:
 
 
 def write_report(material: Material, others: Sequence[Run], out: Path) -> Path:
-    """Draw everything and write it; the page.
+    """Draw everything, write it, and return the path of the page.
 
     Args:
         material: of the report.
@@ -129,9 +129,19 @@ def write_report(material: Material, others: Sequence[Run], out: Path) -> Path:
         words=texts.WORDS,
         footer="Made by tools/visualize.py of mgd_det from the files of the run.",
     )
+    pictures = [picture for section in sections for picture in section.pictures]
+    return write_files(page, pictures, out)
+
+
+def write_files(page: str, pictures: Sequence[Picture], out: Path) -> Path:
+    """Write the page and its pictures into a folder, and return the page's path.
+
+    Raises:
+        ConfigError: they cannot be written.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for picture in (picture for section in sections for picture in section.pictures):
+        for picture in pictures:
             (out / f"{picture.name}.png").write_bytes(picture.png)
         path = out / "report.html"
         path.write_text(page, encoding="utf-8")
