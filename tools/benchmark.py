@@ -17,14 +17,14 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 import torch
 from _checkout import ROOT
 from benchmarking.parts import loader_share, pooled_loss, re_solve, teacher_ways, use_photos
 from benchmarking.report import document, lines
 from benchmarking.steps import PROCESSES, Bench, method_losses, method_steps, peak_memory, tap_growth
-from commandline import argument_parser, bad_input_in_one_line, circumstances_in_words, say
+from commandline import Figures, argument_parser, bad_input_in_one_line, circumstances_in_words, say
 from detectron2.config import CfgNode
 
 from mgd_det.config import DTYPES, load_config
@@ -104,7 +104,7 @@ def main(argv: Sequence[str]) -> None:
     say("\n".join(lines(record)))
 
 
-def read_records(path: Path) -> dict[str, dict[str, Any]]:
+def read_records(path: Path) -> dict[str, Figures]:
     """Returns the records of earlier measurements by name; none if there is no such file."""
     return json.loads(path.read_text()) if path.exists() else {}
 
@@ -118,10 +118,10 @@ def write_record(path: Path, name: str, record: Mapping[str, object]) -> None:
     new.replace(path)  # An interruption leaves the old file whole.
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
+def measure(args: argparse.Namespace) -> Figures:
     """Returns the figures of the parts that were asked for."""
     device = torch.device(args.device)
-    found: dict[str, Any] = {}
+    found: Figures = {}
     cfg = load_config(args.config_file, args.opts, device=args.device)
     register_datasets(cfg)
     if DATA in args.only and not args.photos:
@@ -135,10 +135,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return {**found, **measure_networks(args, cfg, wanted)} if wanted else found
 
 
-def measure_networks(args: argparse.Namespace, cfg: CfgNode, wanted: set[str]) -> dict[str, Any]:
+def measure_networks(args: argparse.Namespace, cfg: CfgNode, wanted: set[str]) -> Figures:
     """Returns the figures of the parts that run the config's networks, and their setting."""
     dtype = DTYPES[args.dtype] if args.dtype else None
-    found: dict[str, Any] = {}
+    found: Figures = {}
     found["setting"] = {
         "config": args.config_file,
         "images": args.images,

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from _checkout import ROOT
@@ -19,6 +19,9 @@ from detectron2 import __version__ as detectron2_version
 from mgd_det.errors import ConfigError
 
 BAD_INPUT = 2  # exit code
+
+Figures = dict[str, Any]  # what was measured, as JSON has it
+Record = Mapping[str, Any]  # the same, to be read only
 
 
 def argument_parser(description: str | None, examples: str) -> argparse.ArgumentParser:

@@ -12,10 +12,9 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from _checkout import ROOT
-from commandline import argument_parser, circumstances, say
+from commandline import Figures, argument_parser, circumstances, say
 from processes import Process, Word, call
 
 from mgd_det.run.metrics import read_metrics
@@ -83,7 +82,7 @@ def train(name: str) -> dict[str, float]:
     return result
 
 
-def record(results: dict[str, dict[str, float]]) -> dict[str, Any]:
+def record(results: dict[str, dict[str, float]]) -> Figures:
     """The figures, and where they come from."""
     return {
         "command": "make demo",

@@ -12,8 +12,11 @@ import _checkout
 import matplotlib
 import matplotlib.pyplot as plt
 from commandline import argument_parser
+from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from PIL import Image, ImageOps
+
+Entry = dict[str, Any]  # of a file in COCO format
 
 EXAMPLES = """
 examples:
@@ -40,7 +43,7 @@ def main() -> None:
             parser.error(f"{flag} {path}: there is no such {'folder' if flag == '--images' else 'file'}")
     truth = json.loads(args.annotations.read_text())
     objects = [a for a in truth["annotations"] if not a.get("iscrowd", 0)]
-    rows: dict[str, list[dict[str, Any]]] = {"ground truth": objects}
+    rows: dict[str, list[Entry]] = {"ground truth": objects}
     for entry in args.results:
         title, file = entry.split("=", 1)
         found = json.loads(Path(file).read_text())
@@ -51,8 +54,8 @@ def main() -> None:
 
 
 def draw(
-    rows: dict[str, list[dict[str, Any]]],
-    images: list[dict[str, Any]],
+    rows: dict[str, list[Entry]],
+    images: list[Entry],
     categories: dict[int, str],
     folder: Path,
     out: Path,
@@ -77,7 +80,9 @@ def draw(
     plt.close(figure)
 
 
-def draw_box(axis: Any, box: dict[str, Any], categories: dict[int, str], colours: dict[int, Any]) -> None:
+def draw_box(
+    axis: Axes, box: Entry, categories: dict[int, str], colours: dict[int, tuple[float, ...]]
+) -> None:
     x, y, w, h = box["bbox"]
     colour = colours[box["category_id"]]
     axis.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor=colour, linewidth=1.5))

@@ -53,6 +53,9 @@ SUPERSAMPLING = 8  # sub-pixels per pixel and axis, for anti-aliased edges
 INK_LEVEL = 0.55  # of a digit's darkest ink: where its outline lies
 
 
+Entry = dict[str, Any]  # of a file in COCO format, or of the record of how the data was made
+
+
 class DataError(Exception):
     """Something the caller can put right; its text is the whole message."""
 
@@ -318,7 +321,7 @@ def draw_scene(
     return np.clip(canvas * gain + noise, 0, 255).astype(np.uint8), drawn
 
 
-def encode_rle(mask: np.ndarray) -> dict[str, Any]:
+def encode_rle(mask: np.ndarray) -> Entry:
     """COCO's uncompressed run lengths of ``mask`` (H, W): column by column, zeros first."""
     flat = mask.ravel(order="F")
     changes = np.flatnonzero(np.diff(flat, prepend=False))
@@ -326,7 +329,7 @@ def encode_rle(mask: np.ndarray) -> dict[str, Any]:
     return {"size": list(mask.shape), "counts": [int(n) for n in counts]}
 
 
-def annotate(drawn: DrawnObject) -> dict[str, Any]:
+def annotate(drawn: DrawnObject) -> Entry:
     """The COCO fields of an object: a polygon where it is whole and has no hole, else RLE."""
     rows, columns = np.flatnonzero(drawn.mask.any(axis=1)), np.flatnonzero(drawn.mask.any(axis=0))
     x, y = int(columns[0]), int(rows[0])
@@ -343,12 +346,12 @@ def annotate(drawn: DrawnObject) -> dict[str, Any]:
     }
 
 
-def write_split(root: Path, split: str, recipe: dict[str, Any]) -> int:
+def write_split(root: Path, split: str, recipe: Entry) -> int:
     """Write the images and the annotation file of one split; returns its number of objects."""
     sources = load_sources(split)
     categories = CATEGORIES[recipe["objects"]]
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
+    images: list[Entry] = []
+    annotations: list[Entry] = []
     (root / split).mkdir()
     for image_id in range(1, recipe[split] + 1):
         # A stream per image: its pixels depend neither on the other images nor on their number.
@@ -379,7 +382,7 @@ def write_split(root: Path, split: str, recipe: dict[str, Any]) -> int:
     return len(annotations)
 
 
-def is_made(out: Path, recipe: dict[str, Any], force: bool) -> bool:
+def is_made(out: Path, recipe: Entry, force: bool) -> bool:
     """Returns True if ``out`` can stay. Raises DataError if it holds files that must not be replaced."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
@@ -398,9 +401,7 @@ def is_made(out: Path, recipe: dict[str, Any], force: bool) -> bool:
     return not force
 
 
-def make(
-    out: Path, recipe: dict[str, Any], write: Callable[[Path, str, dict[str, Any]], Any]
-) -> dict[str, Any]:
+def make(out: Path, recipe: Entry, write: Callable[[Path, str, Entry], object]) -> Entry:
     """Write the set beside ``out``, then rename it; returns what ``write`` did for each split."""
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     replaced = out.with_name(f".{out.name}.{os.getpid()}.replaced")
@@ -448,7 +449,7 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def get_recipe(args: argparse.Namespace) -> dict[str, Any]:
+def get_recipe(args: argparse.Namespace) -> Entry:
     """Returns the parameters that determine every byte of the set. Raises DataError if they make none."""
     if args.seed < 0:
         raise DataError(f"--seed must be 0 or more, not {args.seed}")
@@ -478,9 +479,9 @@ def get_recipe(args: argparse.Namespace) -> dict[str, Any]:
 def run(
     parser: argparse.ArgumentParser,
     args: argparse.Namespace,
-    get_recipe: Callable[[argparse.Namespace], dict[str, Any]],
-    write: Callable[[Path, str, dict[str, Any]], Any],
-) -> dict[str, Any] | None:
+    get_recipe: Callable[[argparse.Namespace], Entry],
+    write: Callable[[Path, str, Entry], object],
+) -> Entry | None:
     """Make the set that a command line asks for; what ``write`` did for each split, None if it was there.
 
     Ends the process with one line where it cannot be made.

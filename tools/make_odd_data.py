@@ -21,10 +21,10 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from make_demo_data import SPLITS, DataError, encode_rle, load_sources, photo_crop, run
+from make_demo_data import SPLITS, DataError, Entry, encode_rle, load_sources, photo_crop, run
 from make_demo_data import TOOL as DEMO_TOOL
 from PIL import ExifTags, Image
 from pycocotools import mask as mask_utils
@@ -47,6 +47,7 @@ STORED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
 }
+T = TypeVar("T")
 JPEG: dict[str, Any] = {"quality": 95, "subsampling": 0}  # hardly any loss: that is not what is odd here
 
 NAMES = ("{}", "camera 1/{} (copy)", "Köln/Straße Nr. {}", "東京/写真 {}")
@@ -55,8 +56,8 @@ CATEGORY_IDS = np.arange(2, 91)  # COCO's own go up to 90
 
 
 def pictures(
-    rng: np.random.Generator, data: Path, split: str, listed: Sequence[dict[str, Any]], sides: Sequence[int]
-) -> Iterator[tuple[dict[str, Any], Image.Image]]:
+    rng: np.random.Generator, data: Path, split: str, listed: Sequence[Entry], sides: Sequence[int]
+) -> Iterator[tuple[Entry, Image.Image]]:
     """The images of a split, each with its entry; then windows of its photographs, with nothing to detect."""
     for entry in listed:
         with Image.open(data / split / entry["file_name"]) as picture:
@@ -88,7 +89,7 @@ def store(picture: Image.Image, folder: Path, name: str, kind: str, orientations
     return file_name
 
 
-def as_crowd(annotation: dict[str, Any], image: dict[str, Any]) -> dict[str, Any]:
+def as_crowd(annotation: Entry, image: Entry) -> Entry:
     """The annotation as a crowd, whose mask COCO has as run lengths."""
     segmentation = annotation["segmentation"]
     if isinstance(segmentation, list):
@@ -97,11 +98,11 @@ def as_crowd(annotation: dict[str, Any], image: dict[str, Any]) -> dict[str, Any
     return {**annotation, "segmentation": segmentation, "iscrowd": 1}
 
 
-def shuffled(rng: np.random.Generator, entries: Sequence[Any]) -> list[Any]:
+def shuffled(rng: np.random.Generator, entries: Sequence[T]) -> list[T]:
     return [entries[i] for i in rng.permutation(len(entries))]
 
 
-def write_split(data: Path, root: Path, split: str, recipe: dict[str, Any]) -> str:
+def write_split(data: Path, root: Path, split: str, recipe: Entry) -> str:
     """Write the images and the annotation file of one split of ``data``; says what they hold."""
     coco = json.loads((data / "annotations" / f"{split}.json").read_text(encoding="utf-8"))
     rng = np.random.default_rng(recipe["seed"])  # the categories are the same in all splits
@@ -114,7 +115,7 @@ def write_split(data: Path, root: Path, split: str, recipe: dict[str, Any]) -> s
     kinds = shuffled(rng, [KINDS[i % len(KINDS)] for i in range(count)])
     numbers = shuffled(rng, range(10 * count))
     orientations = cycle(STORED)
-    images: dict[int, dict[str, Any]] = {}  # by their old ids
+    images: dict[int, Entry] = {}  # by their old ids
     drawn = pictures(rng, data, split, coco["images"], recipe["data"]["size"])
     for (entry, picture), kind, number in zip(drawn, kinds, numbers):
         name = NAMES[number % len(NAMES)].format(number)
@@ -141,7 +142,7 @@ def write_split(data: Path, root: Path, split: str, recipe: dict[str, Any]) -> s
     return f"{split} {count} images ({', '.join(parts)}; {empty} without boxes), {crowds} crowds"
 
 
-def get_recipe(args: argparse.Namespace) -> dict[str, Any]:
+def get_recipe(args: argparse.Namespace) -> Entry:
     """Returns the parameters that determine every byte of the set. Raises DataError if they make none."""
     if args.seed < 0:
         raise DataError(f"--seed must be 0 or more, not {args.seed}")

@@ -121,7 +121,7 @@ def check_pair(pair: Pair, folder: Path, data: Path, run: Run, steps: int = STEP
     config = folder / "config.yaml"
     config.write_text(cfg.dump())
 
-    def train_net(what: str, *arguments: Any) -> None:
+    def train_net(what: str, *arguments: Word) -> None:
         command = [ROOT / "tools/train_net.py", "--config-file", config, "--num-gpus", 0, *arguments]
         must_run(what, run, command)
 
@@ -137,7 +137,7 @@ def check_pair(pair: Pair, folder: Path, data: Path, run: Run, steps: int = STEP
         raise Failed("resume: it started anew")
 
 
-def must_run(what: str, run: Run, command: Sequence[Any]) -> None:
+def must_run(what: str, run: Run, command: Sequence[Word]) -> None:
     code, output = run(command)
     if code:
         lines = [line for line in output.splitlines() if line.strip()]

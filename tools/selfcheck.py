@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable
+from typing import Callable
 
 import _checkout
 import torch
@@ -32,9 +32,9 @@ from checking.checks import (
     stock_resume,
     two_agents,
 )
-from checking.jobs import Figures, prepare
+from checking.jobs import prepare
 from checking.report import document
-from commandline import argument_parser, circumstances_in_words, say
+from commandline import Figures, argument_parser, circumstances_in_words, say
 from processes import Failed
 
 
@@ -107,7 +107,7 @@ def all_checks(kills: int, seed: int) -> dict[str, partial[Figures]]:
     }
 
 
-def result_of(check: Callable[[Path, Path], Figures], config: Path, folder: Path) -> dict[str, Any]:
+def result_of(check: Callable[[Path, Path], Figures], config: Path, folder: Path) -> Figures:
     """Returns the verdict and the figures of a check."""
     folder.mkdir()
     start, figures, failure = time.monotonic(), {}, ""
@@ -119,14 +119,14 @@ def result_of(check: Callable[[Path, Path], Figures], config: Path, folder: Path
     return {"passed": not failure, "seconds": seconds, "figures": figures, "failure": failure}
 
 
-def line(name: str, result: dict[str, Any]) -> str:
+def line(name: str, result: Figures) -> str:
     """Returns the line that is printed for a check."""
     figures = (f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in result["figures"].items())
     found = ", ".join(figures) or result["failure"]
     return f"{'PASS' if result['passed'] else 'FAIL'} {name}: {found} ({result['seconds']} s)"
 
 
-def report(record: dict[str, Any]) -> str:
+def report(record: Figures) -> str:
     """Returns the text of docs/reliability.md."""
     results = record["results"]
     lines = [line(name, result) for name, result in results.items()]
@@ -134,7 +134,7 @@ def report(record: dict[str, Any]) -> str:
     return document(record, lines, meanings)
 
 
-def stop(*signal_and_frame: Any) -> None:
+def stop(*signal_and_frame: object) -> None:
     """Leave the `with` blocks, undisturbed by another signal."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(143)

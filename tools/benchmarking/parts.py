@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from typing import Callable, NamedTuple
 
 import numpy as np
 import torch
 from benchmarking.steps import OBJECTS, random_batch
 from benchmarking.timing import Job, in_turn
+from commandline import Figures
 from detectron2.config import CfgNode
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
@@ -49,7 +50,7 @@ class Size(NamedTuple):
 CPU_SIZE, GPU_SIZE = Size(2, 64, 256, 100, 152), Size(16, 64, 256, 200, 304)
 
 
-def pooled_loss(device: torch.device, runs: int) -> list[dict[str, Any]]:
+def pooled_loss(device: torch.device, runs: int) -> list[Figures]:
     """Time the forward and backward pass of absolute max pooling with the partial L2 loss, at several sizes.
 
     The limit is what a copy's bandwidth allows for the bytes that must move: teacher and student are read,
@@ -67,7 +68,7 @@ def pooled_loss(device: torch.device, runs: int) -> list[dict[str, Any]]:
     return [{"what": what, "size": str(size), **one_size(size, device, runs)} for what, size in sizes.items()]
 
 
-def one_size(size: Size, device: torch.device, runs: int) -> dict[str, Any]:
+def one_size(size: Size, device: torch.device, runs: int) -> Figures:
     """Time the loss at one size, as ratios to a copy of the teacher's features."""
     generator = torch.Generator(device).manual_seed(0)
 
@@ -124,7 +125,7 @@ def loss_jobs(student: Tensor, teacher: Tensor, groups: Tensor, margin: Tensor) 
     return jobs
 
 
-def re_solve(runs: int, matrices: Sequence[tuple[int, int]] = MATRICES) -> list[dict[str, Any]]:
+def re_solve(runs: int, matrices: Sequence[tuple[int, int]] = MATRICES) -> list[Figures]:
     """Time assign_groups beside scipy's solver, on one square matrix of random features' cosine distances."""
     rows = []
     for students, teachers in matrices:
@@ -149,7 +150,7 @@ def re_solve(runs: int, matrices: Sequence[tuple[int, int]] = MATRICES) -> list[
 
 
 AS_IS = "as the training"
-WAYS: dict[str, dict[str, Any]] = {
+WAYS: dict[str, Figures] = {
     AS_IS: {},
     "CHANNELS_LAST True": {"channels_last": True},
     "DTYPE bfloat16": {"dtype": "bfloat16"},
@@ -160,7 +161,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 def teacher_ways(
     cfg: CfgNode, images: int, size: tuple[int, int], dtype: torch.dtype | None, runs: int
-) -> list[dict[str, Any]]:
+) -> list[Figures]:
     """Seconds of a pass for the taps of `mgd`, by the keys of DISTILL.TEACHER.
 
     Args:
@@ -191,8 +192,8 @@ def use_photos(cfg: CfgNode, folder: Path) -> None:
     from sklearn.datasets import load_sample_images  # no part of what this package needs
 
     files = [Path(name) for name in load_sample_images().filenames]
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
+    images: list[Figures] = []
+    annotations: list[Figures] = []
     for index in range(COPIES):
         file = files[index % len(files)]
         shutil.copy(file, folder / f"{index}.jpg")
@@ -215,7 +216,7 @@ def use_photos(cfg: CfgNode, folder: Path) -> None:
     register_datasets(cfg)
 
 
-def loader_share(cfg: CfgNode, images: int, batches: int, step: float) -> dict[str, Any]:
+def loader_share(cfg: CfgNode, images: int, batches: int, step: float) -> Figures:
     """Seconds that the loader takes for a batch, beside those of a step, and what it makes of a second."""
     cfg = cfg.clone()
     cfg.SOLVER.IMS_PER_BATCH = images

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
-Record = Mapping[str, Any]
+from commandline import Record
 
 ON_A_GPU = {
     "loss": (

@@ -12,6 +12,7 @@ from typing import Any, Callable
 
 import torch
 from benchmarking.timing import Job, in_turn
+from commandline import Figures
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
@@ -19,6 +20,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from mgd_det.detectron2_types import BatchedInputs
 from mgd_det.engine.optimizer import build_optimizer
 from mgd_det.engine.schedules import UpdateSchedule
 from mgd_det.modeling.taps import student_and_teacher_names
@@ -94,9 +96,9 @@ class Bench:
         self.update(losses)
 
     @cached_property
-    def features(self) -> dict[str, Any]:
+    def features(self) -> Figures:
         """The features of all taps in a step, as the methods get them."""
-        seen: list[dict[str, Any]] = []
+        seen: list[Figures] = []
         method = next(iter(self.model.methods.values()))
         handle = method.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         with self.running():
@@ -125,7 +127,7 @@ class Bench:
         self.optimizer.step()
 
 
-def random_batch(images: int, size: tuple[int, int], classes: int) -> list[dict[str, Any]]:
+def random_batch(images: int, size: tuple[int, int], classes: int) -> BatchedInputs:
     """Returns noise with boxes, in the form of Detectron2's data loaders."""
     generator = torch.Generator().manual_seed(0)
     batch = []
@@ -143,7 +145,7 @@ def random_batch(images: int, size: tuple[int, int], classes: int) -> list[dict[
     return batch
 
 
-def method_steps(bench: Bench, runs: int) -> dict[str, Any]:
+def method_steps(bench: Bench, runs: int) -> Figures:
     """Seconds of each kind of step, and what they come to."""
     jobs: dict[str, Job] = {
         "student": bench.student_step,
@@ -155,7 +157,7 @@ def method_steps(bench: Bench, runs: int) -> dict[str, Any]:
         jobs |= {"observe": bench.observing, "pass": bench.passed_batch, "solve": bench.solving}
     seconds = in_turn(jobs, runs, bench.device)
     kinds = ("student", "floor", "distilled")
-    found: dict[str, Any] = {
+    found: Figures = {
         "seconds": {name: timing._asdict() for name, timing in seconds.items()},
         "over the floor": seconds["distilled"].over(seconds["floor"])._asdict(),
         "over the student": seconds["distilled"].over(seconds["student"])._asdict(),
@@ -199,7 +201,7 @@ def count_flops(step: Job) -> int:
     return counter.get_total_flops()
 
 
-def tap_growth(cfg: CfgNode, method: str, arguments: tuple[Any, ...], runs: int) -> list[dict[str, Any]]:
+def tap_growth(cfg: CfgNode, method: str, arguments: tuple[Any, ...], runs: int) -> list[Figures]:
     """Steps with the method's first tap alone, with its first two, and so on.
 
     Args:
@@ -228,7 +230,7 @@ def schedule_of(cfg: CfgNode) -> dict[str, int]:
     }
 
 
-def method_losses(bench: Bench, runs: int) -> dict[str, Any]:
+def method_losses(bench: Bench, runs: int) -> Figures:
     """Forward and backward of all losses down to the student's features, with norms and adapters."""
     method = next(iter(bench.model.methods.values()))
     features = {tap: detached(entry) for tap, entry in bench.features.items()}

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 from _checkout import ROOT
-from checking.jobs import PATIENCE, Figures, Job, deviation, equal_values, final, load, run, train_net, within
+from checking.jobs import PATIENCE, Job, deviation, equal_values, final, load, run, train_net, within
+from commandline import Figures
 from detectron2.structures import Boxes, Instances
 from processes import LIMIT, Failed, Word
 from torch import Tensor

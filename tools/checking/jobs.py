@@ -9,12 +9,14 @@ import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
 from _checkout import ROOT
+from commandline import Figures
 from processes import ONE_THREAD, Failed, Process, Word
+
+from mgd_det.detectron2_types import State
 
 PATIENCE = 120  # seconds that what a job started may outlive it
 MARK = "SELFCHECK"  # variable in the environment of all processes of a job
@@ -58,18 +60,15 @@ def run(log: Path, *command: Word) -> Job:
         return job.finish()
 
 
-Figures = dict[str, Any]  # of a check, by the names that its line gives them
-
-
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path) -> State:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def final(output: Path) -> dict[str, Any]:
+def final(output: Path) -> State:
     return load(output / "model_final.pth")
 
 
-def equal_values(found: Any, expected: Any) -> int:
+def equal_values(found: object, expected: object) -> int:
     """Returns the number of values in two states, which must be the same in both, bit for bit."""
     a, b = dict(leaves(found)), dict(leaves(expected))
     names = a.keys() | b.keys()
@@ -78,7 +77,7 @@ def equal_values(found: Any, expected: Any) -> int:
     return len(names)
 
 
-def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: object, name: str = "") -> Iterator[tuple[str, object]]:
     """Yields the path and value of each leaf of nested tables and lists; times are left out."""
     if isinstance(value, (dict, list)):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
@@ -87,13 +86,13 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def same(a: Any, b: Any) -> bool:
+def same(a: object, b: object) -> bool:
     if isinstance(a, torch.Tensor):
         return isinstance(b, torch.Tensor) and torch.equal(a, b)
     return type(a) is type(b) and a == b
 
 
-def deviation(found: dict[str, Any], expected: dict[str, Any]) -> float:
+def deviation(found: State, expected: State) -> float:
     """Returns the largest difference in any tensor, relative to the largest value of that tensor."""
     if list(found) != list(expected):
         raise Failed("the two runs name different tensors")
@@ -142,7 +141,7 @@ def make_config(folder: Path, data: Path, teacher: Path) -> Path:
     return path
 
 
-def train_net(config: Path, output: Path, *arguments: Any, gpus: int = 0) -> list[Any]:
+def train_net(config: Path, output: Path, *arguments: Word, gpus: int = 0) -> list[Word]:
     """The command that trains a config."""
-    command = [ROOT / "tools/train_net.py", "--config-file", config, "--num-gpus", gpus]
-    return [*command, *arguments, "OUTPUT_DIR", output]
+    own: list[Word] = ["--config-file", config, "--num-gpus", gpus]
+    return [ROOT / "tools/train_net.py", *own, *arguments, "OUTPUT_DIR", output]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from checking.checks import ON_GPU
+from commandline import Record
 
 REPORT = """# Reliability
 
@@ -42,7 +42,7 @@ printed the following lines and wrote this page:
 """
 
 
-def document(record: Mapping[str, Any], lines: Sequence[str], meanings: Mapping[str, str]) -> str:
+def document(record: Record, lines: Sequence[str], meanings: Mapping[str, str]) -> str:
     """docs/reliability.md, in Markdown.
 
     Args:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from commandline import Record
 from comparing.experiment import Run, changed
 from filelock import FileLock
 
 from mgd_det.config import load_config
 from mgd_det.errors import ConfigError
-
-Record = Mapping[str, Any]  # a run's figures, and what they were measured with
 
 REMEDY = "Delete its line to run it anew, or restore the settings."
 

@@ -15,10 +15,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
 
 import torch
-from commandline import circumstances, commit, say
+from commandline import Figures, circumstances, commit, say
 from comparing.experiment import Run
 from comparing.records import Record, append_record
 from processes import POLL_SECONDS, Failed, Process
@@ -64,7 +63,7 @@ class RunProcess(Process):
         printed = re.findall(r" iter: (\d+) ", self.output())
         return start, int(printed[-1]) + 1 if printed else start
 
-    def measured(self) -> dict[str, Any]:
+    def measured(self) -> Figures:
         """Returns the figures of the finished run.
 
         Raises:

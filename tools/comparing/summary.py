@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from commandline import Record
 from scipy.stats import t as student_t
 
 CONFIDENCE = 0.95
-
-Record = Mapping[str, Any]  # what is known of one finished run
 
 
 class Row(NamedTuple):
