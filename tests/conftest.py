@@ -13,7 +13,7 @@ import make_demo_data
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
-from helpers.configs import small_config
+from helpers.detectors import small_config
 
 from mgd_det.engine.trainer import Trainer
 from mgd_det.rng import isolated_rng

@@ -1,4 +1,4 @@
-"""Small real detectors of every kind, teachers of them on disk, and distillers."""
+"""Configs of small real detectors of every kind, the detectors, teachers of them on disk, and distillers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,20 @@ from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
 from torch import nn
 
-from helpers.configs import CLASSES, small_config
+from helpers.commands import ROOT
+from mgd_det.config import load_config
 from mgd_det.rng import isolated_rng
+
+CLASSES = 6
+
+SMALL = [
+    *("MODEL.FPN.OUT_CHANNELS", 16, "MODEL.RETINANET.NUM_CONVS", 1),
+    *("INPUT.MIN_SIZE_TRAIN", (64,), "INPUT.MIN_SIZE_TEST", 64),
+    *("SOLVER.IMS_PER_BATCH", 2, "SOLVER.WARMUP_ITERS", 0),
+    *("DATALOADER.NUM_WORKERS", 0, "DATALOADER.ASPECT_RATIO_GROUPING", False),
+    *("DISTILL.MATCHING.NUM_IMAGES", 4, "DISTILL.MATCHING.PERIOD", 3),
+    *("TEST.DETECTIONS_PER_IMAGE", 5),
+]
 
 LEVELS = ["p2", "p3", "p4", "p5", "p6"]
 
@@ -52,6 +64,22 @@ model.head.conv_dims = [32]
 model.num_classes = 6
 dataloader = {"test": {"mapper": {"image_format": "RGB"}}}
 """
+
+
+def small_config(data: Path, output: Path, *opts):
+    """A RetinaNet R-18 student on the demonstration set: narrow, trained from scratch on 64 px."""
+    cfg = load_config(str(ROOT / "configs/demo/student.yaml"), device="cpu")
+    register = [
+        [f"{split}_{abs(hash(data))}", f"{data}/annotations/{split}.json", f"{data}/{split}"]
+        for split in ("train", "val")
+    ]
+    cfg.DATASETS.REGISTER = register
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (register[0][0],), (register[1][0],)
+    cfg.merge_from_list(SMALL)
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.CHECKPOINT_PERIOD = 4, (), 2
+    cfg.OUTPUT_DIR = str(output)
+    cfg.merge_from_list(list(opts))
+    return cfg
 
 
 def network(cfg, seed: int = 7) -> nn.Module:

@@ -8,8 +8,7 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
-from helpers.configs import CLASSES
-from helpers.detectors import FCOS, distil, network, save_teacher, small, stir
+from helpers.detectors import CLASSES, FCOS, distil, network, save_teacher, small, stir
 from torch import nn
 from torch.nn import functional as F
 

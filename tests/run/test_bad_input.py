@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 from helpers.commands import ROOT, run_tool
-from helpers.configs import small_config
+from helpers.detectors import small_config
 
 from mgd_det.run.main import argument_parser, main
 

@@ -13,8 +13,7 @@ from detectron2.config import get_cfg
 from detectron2.engine import default_setup
 from detectron2.modeling import build_model
 from helpers.commands import ROOT, run_tool
-from helpers.configs import small_config
-from helpers.detectors import Perfect
+from helpers.detectors import Perfect, small_config
 
 from mgd_det import DistilledDetector
 from mgd_det.config import load_config, student_config

@@ -22,7 +22,7 @@ from comparing.experiment import Arm, Run, changed, file_name, files, plan, read
 from comparing.records import append_record, check_files, read_file, read_records
 from comparing.runner import Runner, RunProcess, shares, time_left
 from helpers.commands import ROOT
-from helpers.configs import small_config
+from helpers.detectors import small_config
 from PIL import Image
 
 from mgd_det.config import load_config

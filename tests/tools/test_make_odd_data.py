@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from detectron2.data.detection_utils import read_image
 from helpers.commands import ROOT, run_tool
-from helpers.configs import small_config
-from helpers.detectors import Perfect
+from helpers.detectors import Perfect, small_config
 from PIL import Image
 from pycocotools.coco import COCO
 

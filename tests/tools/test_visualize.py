@@ -14,7 +14,7 @@ import pytest
 import torch
 import visualize
 from helpers.commands import ROOT
-from helpers.configs import small_config
+from helpers.detectors import small_config
 from visualizing import detections, matching, runs
 from visualizing.features import TapMaps, best_learnt_channel
 from visualizing.matching import close_up, draw_updates, in_words
