@@ -44,7 +44,8 @@ def kill_and_resume(config: Path, folder: Path, *, mode: str, kills: int, seed: 
     command = train_net(config, output, "--resume", *keys, *checkpoints, "SEED", -1)
     hits, lost = start_and_kill(folder, output, command, rng.sample((AIMS * kills)[:kills], kills), rng)
     within(PERIOD, {"most iterations lost at a kill": lost})
-    check_start(run(folder / "last_start.log", *command), next_start(output))
+    start = next_start(output)
+    check_start(run(folder / "last_start.log", *command), start)
     if left := list(output.glob("*.partial")):
         raise Failed(f"the finished run left {left[0].name}")
 
