@@ -170,9 +170,10 @@ def draw_matrix(tap: str, matching: TapMatching) -> Picture:
     whole.set_title("the whole matching", loc="left")
     rows, columns = draw_close_up(near, matching, students, teachers, colours)
     corner = columns.start - 0.5, rows.start - 0.5
-    for edge, width in (("white", 3.0), ("black", 1.5)):
-        frame = Rectangle(corner, len(columns), len(rows), fill=False, edgecolor=edge, linewidth=width)
-        whole.add_patch(frame)
+    for edge, wide in (("white", 3.0), ("black", 1.5)):
+        whole.add_patch(
+            Rectangle(corner, len(columns), len(rows), fill=False, edgecolor=edge, linewidth=wide)
+        )
     bar = figure.colorbar(image, ax=[whole, near], shrink=0.6, aspect=30)
     bar.set_label("cost: 0 the same pattern, 2 unrelated")
     inside = assignment_cost(matching.cost, matching.groups)
