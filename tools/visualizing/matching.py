@@ -152,13 +152,9 @@ COLOURS = "viridis_r"  # low costs are bright
 
 def draw_matrix(tap: str, matching: TapMatching) -> Picture:
     """The cost matrix in the order of the groups, whole, and its middle from near."""
-    students, teachers = order_by_groups(matching.cost, matching.groups)
     cs, ct = matching.cost.shape
     step = -(-cs // MOST_ROWS)
-    if step > 1:  # whole groups are left out, so that the rest stays as it is
-        students = students[::step]
-        used = matching.groups[students].flatten().tolist()
-        teachers = list(dict.fromkeys(t for t in used if t >= 0))
+    students, teachers = drawn_channels(matching, step)
     matrix = matching.cost[students][:, teachers]
     colours = Normalize(matrix.min().item(), matrix.max().item())
     figure = new_figure(5.3)
@@ -192,6 +188,16 @@ def draw_matrix(tap: str, matching: TapMatching) -> Picture:
         "on a darker ground. Bright stripes are channels that resemble many others; the assignment has to "
         f"share them out. Here matched pairs cost {inside:.2f} on average, all pairs {overall:.2f}.",
     )
+
+
+def drawn_channels(matching: TapMatching, step: int) -> tuple[list[int], list[int]]:
+    """Returns every `step`-th student channel in the order of the groups, and their teacher channels."""
+    students, teachers = order_by_groups(matching.cost, matching.groups)
+    if step > 1:  # whole groups are left out, so that the rest stays as it is
+        students = students[::step]
+        used = matching.groups[students].flatten().tolist()
+        teachers = list(dict.fromkeys(t for t in used if t >= 0))
+    return students, teachers
 
 
 def draw_close_up(
