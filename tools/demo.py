@@ -68,7 +68,8 @@ def train(name: str) -> dict[str, float]:
         return json.loads(result_file.read_text())
     say(f"{RUNS[name]}: training, log in {OUTPUT / name}/log.txt")
     start = time.monotonic()
-    command = ["tools/train_net.py", "--config-file", f"configs/demo/{name}.yaml"]
+    # An earlier start may have been interrupted.
+    command = ["tools/train_net.py", "--config-file", f"configs/demo/{name}.yaml", "--start-over"]
     with Process(OUTPUT / name / "console.txt", *command) as process:
         for line in process.lines():
             if any(mark in line for mark in PROGRESS):

@@ -113,6 +113,13 @@ class ReportingCheckpointer(DetectionCheckpointer):
         if resume and self.has_checkpoint():
             self.key = "--resume"
             self._damaged_remedy = "Name an earlier checkpoint in OUTPUT_DIR/last_checkpoint."
+        elif resume:
+            logger.warning(
+                "--resume: OUTPUT_DIR %s holds no checkpoint to resume from; starting from %s %r",
+                self.save_dir,
+                self.key,
+                path,
+            )
         return super().resume_or_load(path, resume=resume)
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> Checkpoint:

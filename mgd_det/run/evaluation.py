@@ -25,6 +25,7 @@ from mgd_det.errors import ConfigError
 from mgd_det.modeling.teacher import Teacher, TeacherSpec
 from mgd_det.rng import isolated_rng
 
+from .output import claimed
 from .setup import building, set_up
 
 logger = logging.getLogger("detectron2." + __name__)
@@ -58,8 +59,9 @@ def evaluate_student(cfg: CfgNode, args: Namespace) -> None:
     cfg.freeze()
     with building(cfg) as records:
         model = load_student(cfg, resume=args.resume)
-    set_up(cfg, args, records)
-    results = Trainer.test(cfg, model)
+    with claimed(cfg, args):
+        set_up(cfg, args, records)
+        results = Trainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)
 
@@ -89,14 +91,15 @@ def evaluate_teacher(cfg: CfgNode, args: Namespace) -> None:
     with building(cfg) as records:
         teacher_cfg = teacher_test_config(cfg)
         teacher = TeacherSpec.from_config(cfg).load(torch.device(cfg.MODEL.DEVICE))
-    set_up(cfg, args, records)
-    results = Trainer.test(teacher_cfg, teacher.model)
-    if comm.is_main_process():
-        PathManager.mkdirs(teacher_cfg.OUTPUT_DIR)
-        with PathManager.open(os.path.join(teacher_cfg.OUTPUT_DIR, "config.yaml"), "w") as f:
-            f.write(teacher_cfg.dump())
-        with PathManager.open(os.path.join(teacher_cfg.OUTPUT_DIR, "metrics.json"), "w") as f:
-            f.write(json.dumps(flatten_results_dict(results)) + "\n")
+    with claimed(cfg, args):
+        set_up(cfg, args, records)
+        results = Trainer.test(teacher_cfg, teacher.model)
+        if comm.is_main_process():
+            PathManager.mkdirs(teacher_cfg.OUTPUT_DIR)
+            with PathManager.open(os.path.join(teacher_cfg.OUTPUT_DIR, "config.yaml"), "w") as f:
+                f.write(teacher_cfg.dump())
+            with PathManager.open(os.path.join(teacher_cfg.OUTPUT_DIR, "metrics.json"), "w") as f:
+                f.write(json.dumps(flatten_results_dict(results)) + "\n")
 
 
 def require_teacher_ap(cfg: CfgNode, teacher: Teacher | None) -> None:

@@ -23,7 +23,7 @@ from .training import train
 
 
 def argument_parser(epilog: str) -> argparse.ArgumentParser:
-    """Returns Detectron2's parser with `--eval-teacher` and `--suggest-weights` added."""
+    """Returns Detectron2's parser with `--eval-teacher`, `--suggest-weights` and `--start-over` added."""
     parser = default_argument_parser(epilog)
     parser.add_argument(
         "--eval-teacher", action="store_true", help="evaluate the teacher alone on DATASETS.TEST"
@@ -34,6 +34,12 @@ def argument_parser(epilog: str) -> argparse.ArgumentParser:
         metavar="ITERATIONS",
         help="train for so many iterations, 100 for example, write nothing, and print which weights of the "
         "distillation losses their gradients suggest",
+    )
+    parser.add_argument(
+        "--start-over",
+        action="store_true",
+        help="train anew in an OUTPUT_DIR that holds an earlier run, whose files are moved to "
+        "OUTPUT_DIR/earlier_N",
     )
     parser.set_defaults(num_gpus=min(torch.cuda.device_count(), 1))
     return parser

@@ -19,6 +19,7 @@ from mgd_det.errors import ConfigError
 
 from .evaluation import teacher_test_config
 from .launch import under_torchrun, world_size
+from .output import check_output
 from .summary import last_ap
 
 
@@ -45,7 +46,7 @@ def preflight(args: Namespace) -> CfgNode:
         check_suggestion(cfg, args)
     elif training:
         check_baseline(cfg)
-    check_output(cfg)
+    check_output(cfg, args)
     last_checkpoint(cfg, resume=args.resume)
     learns = training and uses_teacher(cfg)
     tests_teacher = args.eval_teacher or (learns and cfg.DISTILL.TEACHER.MIN_AP > 0)
@@ -96,12 +97,6 @@ def check_architecture(cfg: CfgNode) -> None:
             f"Set MODEL.META_ARCHITECTURE {DISTILLER} and DISTILL.STUDENT_ARCHITECTURE {architecture}, or "
             "DISTILL.ENABLED False.",
         )
-
-
-def check_output(cfg: CfgNode) -> None:
-    """Refuse, with a ConfigError, an OUTPUT_DIR that is a file."""
-    if os.path.isfile(cfg.OUTPUT_DIR):
-        raise ConfigError("OUTPUT_DIR", cfg.OUTPUT_DIR, "is a file", "Name a folder, new or of this run.")
 
 
 def check_baseline(cfg: CfgNode) -> None:

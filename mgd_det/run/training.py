@@ -22,6 +22,7 @@ from mgd_det.engine.trainer import Trainer
 from mgd_det.errors import ConfigError
 
 from .evaluation import require_teacher_ap
+from .output import claimed
 from .setup import building, set_up
 from .summary import summary
 
@@ -46,15 +47,18 @@ def train(cfg: CfgNode, args: Namespace) -> None:
         seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
-    set_up(cfg, args, log)
-    if uses_teacher(cfg) and trainer.start_iter == 0:
-        require_teacher_ap(cfg, detector_of(trainer).teacher)
-    save_student_config(cfg)
-    start = time.monotonic()
-    trainer.train()
-    if comm.is_main_process():
-        results = last_eval_results(trainer)
-        logger.info(summary(cfg, results, time.monotonic() - start))
+    with claimed(cfg, args) as aside:
+        set_up(cfg, args, log)
+        if aside:
+            logger.info("--start-over: the files of the earlier run are in %s", aside)
+        if uses_teacher(cfg) and trainer.start_iter == 0:
+            require_teacher_ap(cfg, detector_of(trainer).teacher)
+        save_student_config(cfg)
+        start = time.monotonic()
+        trainer.train()
+        if comm.is_main_process():
+            results = last_eval_results(trainer)
+            logger.info(summary(cfg, results, time.monotonic() - start))
 
 
 def check_shared_output(cfg: CfgNode, *, resume: bool) -> None:
