@@ -58,7 +58,7 @@ def main() -> None:
     args = parser.parse_args()
 
     cfg = get_cfg()
-    cfg.merge_from_file(os.path.join(args.run, "student_config.yaml"))
+    cfg.merge_from_file(os.path.join(args.run, "student_config.yaml"), allow_unsafe=False)
     cfg.MODEL.WEIGHTS = os.path.join(args.run, "model_final.pth")
     cfg.merge_from_list(args.opts)
     predictor = DefaultPredictor(cfg)

@@ -75,7 +75,8 @@ def _add_run(cfg: CfgNode) -> None:
     cfg.DISTILL.GRADIENT_PERIOD = 200
     # The OUTPUT_DIR of a run of the student alone, which the summary at the end compares with.
     cfg.DISTILL.BASELINE = ""
-    # If True, weight files that hold arbitrary Python objects are loaded. Loading those can run any code.
+    # If True, weight files and a teacher's config that hold arbitrary Python objects are loaded. Loading
+    # those can run any code.
     cfg.DISTILL.UNSAFE_LOADING = False
 
 

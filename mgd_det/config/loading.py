@@ -21,6 +21,7 @@ def load_config(
     device: str = "",
     key: str = "--config-file",
     opts_key: str = "overrides",
+    trusted: bool = True,
 ) -> CfgNode:
     """Read a config file with this project's keys allowed, then apply overrides.
 
@@ -29,23 +30,38 @@ def load_config(
         opts: "KEY", "value", ... applied last.
         device: the value of MODEL.DEVICE, applied before `opts`; empty leaves the file's.
         key, opts_key: the names of the file and the overrides in errors.
+        trusted: if False, the file and its `_BASE_` are read as plain yaml; if True, Python objects in them
+            are built as Detectron2 does, which can run any code.
 
     Raises:
-        ConfigError: no such file, not a config, unknown keys or values of a wrong type.
+        ConfigError: no such file, not a config, unknown keys, values of a wrong type, or Python objects in a
+            file that is not trusted.
     """
     if not os.path.isfile(path):
         raise ConfigError(key, path, "there is no such file", "Give the path of a .yaml config.")
     cfg = get_cfg()
     add_mgd_config(cfg)
-    try:
-        cfg.merge_from_file(path)
-    except (KeyError, ValueError, AssertionError, AttributeError, OSError, yaml.YAMLError) as error:
-        reason = _reason(error)
-        raise ConfigError(key, path, reason, _remedy(reason, "Correct the file.")) from error
+    _merge_file(cfg, path, key, trusted=trusted)
     if device:
         cfg.MODEL.DEVICE = device
     _merge_overrides(cfg, opts, opts_key)
     return cfg
+
+
+def _merge_file(cfg: CfgNode, path: str, key: str, *, trusted: bool) -> None:
+    try:
+        cfg.merge_from_file(path, allow_unsafe=trusted)
+    except yaml.constructor.ConstructorError as error:
+        remedy = "Correct the file."
+        if not trusted:
+            remedy = (
+                "Python objects in a config can run any code; write plain values. If you trust where it "
+                "comes from: with DISTILL.UNSAFE_LOADING True, a teacher's config is read as it is."
+            )
+        raise ConfigError(key, path, f"is not plain yaml ({error.problem})", remedy) from error
+    except (KeyError, ValueError, AssertionError, AttributeError, OSError, yaml.YAMLError) as error:
+        reason = _reason(error)
+        raise ConfigError(key, path, reason, _remedy(reason, "Correct the file.")) from error
 
 
 def _merge_overrides(cfg: CfgNode, opts: Sequence[object], opts_key: str) -> None:

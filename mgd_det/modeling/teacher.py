@@ -108,7 +108,7 @@ class TeacherSpec:
                 problem = "neither a file nor the name of a model-zoo config"
                 raise ConfigError(CONFIG_KEY, path, problem, remedy)
             path = model_zoo.get_config_file(path)
-        return load_config(path, self.opts, key=CONFIG_KEY, opts_key=OPTS_KEY)
+        return load_config(path, self.opts, key=CONFIG_KEY, opts_key=OPTS_KEY, trusted=self.trusted)
 
     def weights_path(self) -> str:
         """Returns the path or URL of the weights.

@@ -48,7 +48,7 @@ def read_run(run: Path) -> CfgNode:
         if not (run / name).is_file():
             remedy = "Name the OUTPUT_DIR of a finished run of tools/train_net.py."
             raise ConfigError("--run", str(run), f"there is no {name} in it", remedy)
-    cfg = load_config(str(run / "config.yaml"), device="cpu", key="--run")
+    cfg = load_config(str(run / "config.yaml"), device="cpu", key="--run", trusted=False)
     cfg.MODEL.WEIGHTS = str(run / "model_final.pth")
     return cfg
 

@@ -100,7 +100,7 @@ def open_runs(folders: Sequence[tuple[str, Path]], checkpoint: str | None) -> li
         if not (folder / "config.yaml").is_file():
             raise ConfigError(key, str(folder), "holds no config.yaml, which every run writes", REMEDY)
         # On the CPU, where a few images take seconds: a GPU may be busy with the training itself.
-        cfg = load_config(str(folder / "config.yaml"), device="cpu", key=key)
+        cfg = load_config(str(folder / "config.yaml"), device="cpu", key=key, trusted=False)
         path = find_checkpoint(folder, None if index else checkpoint)
         metrics = read_series(folder / "metrics.json")
         if path is None and not metrics:
