@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from itertools import cycle
 from pathlib import Path
@@ -38,19 +39,40 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=6, help="images drawn (default: 6)")
     args = parser.parse_args()
 
-    for flag, path in (("--annotations", args.annotations), ("--images", args.images)):
-        if not path.exists():
-            parser.error(f"{flag} {path}: there is no such {'folder' if flag == '--images' else 'file'}")
-    truth = json.loads(args.annotations.read_text())
-    objects = [a for a in truth["annotations"] if not a.get("iscrowd", 0)]
-    rows: dict[str, list[Entry]] = {"ground truth": objects}
-    for entry in args.results:
-        title, file = entry.split("=", 1)
-        found = json.loads(Path(file).read_text())
-        rows[title] = [d for d in found if d["score"] >= args.score]
-    # Spread over the set, so that the choice is nobody's.
-    images = truth["images"][:: max(len(truth["images"]) // args.count, 1)][: args.count]
-    draw(rows, images, {c["id"]: c["name"] for c in truth["categories"]}, args.images, args.out)
+    if args.count < 1:
+        parser.error(f"--count {args.count}: give at least 1")
+    truth = read(parser, "--annotations", args.annotations)
+    if not isinstance(truth, dict) or not {"images", "annotations", "categories"} <= set(truth):
+        parser.error(f"--annotations {args.annotations}: no images, annotations and categories in it")
+    if not args.images.is_dir():
+        parser.error(f"--images {args.images}: there is no such folder")
+    try:
+        objects = [a for a in truth["annotations"] if not a.get("iscrowd", 0)]
+        rows: dict[str, list[Entry]] = {"ground truth": objects}
+        for entry in args.results:
+            title, equals, file = entry.partition("=")
+            if not equals:
+                parser.error(f"--results {entry}: write TITLE=FILE")
+            rows[title] = [d for d in read(parser, "--results", Path(file)) if d["score"] >= args.score]
+        # Spread over the set, so that the choice is nobody's.
+        images = truth["images"][:: max(len(truth["images"]) // args.count, 1)][: args.count]
+        if not images:
+            parser.error(f"--annotations {args.annotations}: no image in it")
+        draw(rows, images, {c["id"]: c["name"] for c in truth["categories"]}, args.images, args.out)
+    except (KeyError, TypeError, AttributeError) as error:
+        parser.error(f"not detections in COCO format ({type(error).__name__}: {error})")
+    except (OSError, ValueError) as error:  # of pictures, which name their file
+        parser.error(str(error))
+
+
+def read(parser: argparse.ArgumentParser, flag: str, path: Path) -> Any:
+    """Returns the content of a json file; ends with a line if there is none."""
+    if not path.is_file():
+        parser.error(f"{flag} {path}: there is no such file")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        parser.error(f"{flag} {path}: is not JSON ({error})")
 
 
 def draw(

@@ -14,6 +14,7 @@ import argparse
 import os
 
 import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.data.detection_utils import read_image
@@ -57,13 +58,23 @@ def main() -> None:
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides, such as MODEL.DEVICE cpu")
     args = parser.parse_args()
 
+    config, weights = (os.path.join(args.run, name) for name in ("student_config.yaml", "model_final.pth"))
+    for flag, path in (("--run", config), ("--run", weights), ("--image", args.image)):
+        if not os.path.isfile(path):
+            parser.error(f"{flag}: there is no file {path}")
     cfg = get_cfg()
-    cfg.merge_from_file(os.path.join(args.run, "student_config.yaml"), allow_unsafe=False)
-    cfg.MODEL.WEIGHTS = os.path.join(args.run, "model_final.pth")
-    cfg.merge_from_list(args.opts)
+    try:
+        cfg.merge_from_file(config, allow_unsafe=False)
+        cfg.MODEL.WEIGHTS = weights
+        cfg.merge_from_list(args.opts)
+    except (yaml.YAMLError, KeyError, ValueError, AssertionError) as error:
+        parser.error(f"{config} and the overrides {args.opts} make no config: {' '.join(str(error).split())}")
+    try:
+        image = read_image(args.image, format="BGR")  # a DefaultPredictor always takes BGR
+    except OSError as error:
+        parser.error(f"--image {args.image}: {error}")
     predictor = DefaultPredictor(cfg)
 
-    image = read_image(args.image, format="BGR")  # a DefaultPredictor always takes BGR
     if args.tta:
         height, width = image.shape[:2]
         pixels = image[:, :, ::-1] if cfg.INPUT.FORMAT == "RGB" else image

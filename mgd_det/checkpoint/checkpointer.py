@@ -149,6 +149,8 @@ class ReportingCheckpointer(DetectionCheckpointer):
             url = getattr(self, "_parsed_url_during_load", None)
             if url is not None and url.query == "matching_heuristics=True":
                 checkpoint["matching_heuristics"] = True
+            if self.key == "--resume":
+                _check_trainer(checkpoint)
             state = checkpoint["model"]
             if not hasattr(state, "items"):
                 raise TypeError(f"its entry 'model' is a {type(state).__name__}, not a table of tensors")
@@ -232,20 +234,24 @@ def last_checkpoint(cfg: CfgNode, *, resume: bool) -> str:
     """Returns the path of the checkpoint that a run resumes from, "" where it starts anew.
 
     Raises:
-        ConfigError: OUTPUT_DIR/last_checkpoint names a file that is not there.
+        ConfigError: OUTPUT_DIR/last_checkpoint is no text, or does not name a file beside it.
     """
     folder = cfg.OUTPUT_DIR
-    if not resume or not os.path.isfile(os.path.join(folder, "last_checkpoint")):
+    tag = os.path.join(folder, "last_checkpoint")
+    if not resume or not os.path.lexists(tag):
         return ""
-    with open(os.path.join(folder, "last_checkpoint")) as f:
-        path = os.path.join(folder, f.read().strip())
-    if not os.path.isfile(path):
-        raise ConfigError(
-            "OUTPUT_DIR",
-            folder,
-            f"its file last_checkpoint names {os.path.basename(path)!r}, which is not there",
-            "Write the name of a checkpoint that is into it, or start anew without --resume.",
-        )
+    remedy = "Write the name of a checkpoint that is there into it, or start anew without --resume."
+    try:
+        with open(tag, encoding="utf-8") as f:
+            name = f.read().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        problem = f"its file last_checkpoint cannot be read ({type(error).__name__})"
+        raise ConfigError("OUTPUT_DIR", folder, problem, remedy) from error
+    path = os.path.join(folder, name)
+    if os.path.basename(name) != name or not os.path.isfile(path):
+        why = "is not there" if os.path.basename(name) == name else "is not a name in this folder"
+        problem = f"its file last_checkpoint names {name[:100]!r}, which {why}"
+        raise ConfigError("OUTPUT_DIR", folder, problem, remedy)
     return path
 
 
@@ -259,13 +265,25 @@ def trainer_state(cfg: CfgNode, *, resume: bool) -> Checkpoint:
     if not path:
         return {}
     try:
-        return _read(path, trusted=cfg.DISTILL.UNSAFE_LOADING).get("trainer", {})
-    except (_Refused, RuntimeError, EOFError, pickle.UnpicklingError, AttributeError) as error:
+        checkpoint = _read(path, trusted=cfg.DISTILL.UNSAFE_LOADING)
+        _check_trainer(checkpoint)
+        return checkpoint.get("trainer", {})
+    except (_Refused, RuntimeError, TypeError, EOFError, pickle.UnpicklingError, AttributeError) as error:
         remedy = (
             "Name an earlier checkpoint in OUTPUT_DIR/last_checkpoint; or, if it holds Python objects of a "
             "hook of yours, set DISTILL.UNSAFE_LOADING True."
         )
         raise ConfigError("--resume", path, f"cannot be read ({type(error).__name__})", remedy) from error
+
+
+def _check_trainer(checkpoint: Checkpoint) -> None:
+    """Check the types of what a resumed trainer takes from a checkpoint; raises TypeError."""
+    trainer = checkpoint.get("trainer", {})
+    if not isinstance(trainer, dict):
+        raise TypeError(f"its entry 'trainer' is a {type(trainer).__name__}, not a table")
+    for name, expected in (("iteration", int), ("hooks", dict), ("_trainer", dict)):
+        if not isinstance(trainer.get(name, expected()), expected):
+            raise TypeError(f"in its entry 'trainer', {name!r} is a {type(trainer[name]).__name__}")
 
 
 def _counts(name: str) -> bool:

@@ -38,7 +38,7 @@ class OneOf:
 
 @dataclass(frozen=True)
 class Range:
-    """A number from `low` to `high`; with `open_below` greater than `low`."""
+    """A finite number from `low` to `high`; with `open_below` greater than `low`."""
 
     low: float
     high: float = math.inf
@@ -48,17 +48,19 @@ class Range:
     def problem(self, value: float) -> str:
         """Returns what is wrong with a value, or "" if nothing is."""
         if value < self.low:
-            return f"less than {self.low:g}"
+            return f"less than {self.low}"
+        if self.high == math.inf and not math.isfinite(value):
+            return "not a finite number"
         inside = value <= self.high and not (self.open_below and value == self.low)
-        return "" if inside else f"not in {'(' if self.open_below else '['}{self.low:g}, {self.high:g}]"
+        return "" if inside else f"not in {'(' if self.open_below else '['}{self.low}, {self.high}]"
 
     @property
     def remedy(self) -> str:
         if self.hint:
             return self.hint
         if self.high == math.inf:
-            return f"Give a number of at least {self.low:g}."
-        return f"Give a number {'above' if self.open_below else 'from'} {self.low:g} to {self.high:g}."
+            return f"Give a number of at least {self.low}."
+        return f"Give a number {'above' if self.open_below else 'from'} {self.low} to {self.high}."
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,18 @@ class WholeNumbers:
 Rule = Union[OneOf, Range, WholeNumbers]
 
 VALUES: dict[str, Rule] = {
+    # NumPy takes no larger seeds.
+    "SEED": Range(-1, 2**32 - 1, hint="Give a whole number of 32 bits, or -1 for a seed that is drawn."),
+    "SOLVER.MAX_ITER": Range(1),
+    "SOLVER.BASE_LR": Range(0),
+    "SOLVER.WARMUP_ITERS": Range(0),
+    "SOLVER.WARMUP_FACTOR": Range(0),
+    "SOLVER.GAMMA": Range(0),
+    "SOLVER.MOMENTUM": Range(0),
+    "SOLVER.WEIGHT_DECAY": Range(0),
+    "SOLVER.WEIGHT_DECAY_NORM": Range(0),
+    "SOLVER.CHECKPOINT_PERIOD": Range(1),
+    "TEST.EVAL_PERIOD": Range(0, hint="0 evaluates at the end alone."),
     "SOLVER.OPTIMIZER": OneOf(OPTIMIZERS),
     "SOLVER.AMP.DTYPE": OneOf(tuple(DTYPES)),
     "SOLVER.IMS_PER_BATCH": Range(1, hint="Give a multiple of the number of processes."),
@@ -139,9 +153,15 @@ def _check_device(cfg: CfgNode) -> None:
 
 
 def _check_steps(cfg: CfgNode) -> None:
-    if cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupMultiStepLR" and cfg.SOLVER.MAX_ITER in cfg.SOLVER.STEPS:
+    steps = cfg.SOLVER.STEPS
+    if cfg.SOLVER.LR_SCHEDULER_NAME != "WarmupMultiStepLR":
+        return
+    if cfg.SOLVER.MAX_ITER in steps:
         problem = "a step at SOLVER.MAX_ITER, where there is no learning rate left to change"
-        raise ConfigError("SOLVER.STEPS", cfg.SOLVER.STEPS, problem, "Give steps below it.")
+        raise ConfigError("SOLVER.STEPS", steps, problem, "Give steps below it.")
+    if not all(isinstance(step, int) and step > 0 for step in steps) or list(steps) != sorted(set(steps)):
+        problem = "not iterations in ascending order"
+        raise ConfigError("SOLVER.STEPS", steps, problem, "Give them like (60000, 80000).")
 
 
 def _check_decay(cfg: CfgNode) -> None:

@@ -37,8 +37,8 @@ def check_output(cfg: CfgNode, args: Namespace) -> None:
             earlier run.
     """
     folder = cfg.OUTPUT_DIR
-    if os.path.isfile(folder):
-        raise ConfigError("OUTPUT_DIR", folder, "is a file", "Name a folder, new or of this run.")
+    if "://" not in folder:
+        _check_folder(folder)
     trains = not (args.eval_only or args.eval_teacher or args.suggest_weights is not None)
     if args.start_over and (args.resume or not trains):
         problem = "does not go with --resume, --eval-only, --eval-teacher or --suggest-weights"
@@ -55,6 +55,24 @@ def check_output(cfg: CfgNode, args: Namespace) -> None:
             "Go on with that run with --resume, name another OUTPUT_DIR, or give --start-over, which moves "
             "its files aside.",
         )
+
+
+def _check_folder(folder: str) -> None:
+    problem = ""
+    if os.path.islink(folder) and not os.path.exists(folder):
+        problem = f"is a link to {os.readlink(folder)}, which is not there"
+    elif os.path.exists(folder) and not os.path.isdir(folder):
+        problem = "is a file"
+    else:
+        parent = os.path.abspath(folder)
+        while not os.path.lexists(parent):
+            parent = os.path.dirname(parent)
+        if not os.path.isdir(parent):
+            problem = f"is to be made in {parent}, which is no folder"
+        elif not os.access(parent, os.W_OK | os.X_OK):
+            problem = f"cannot be written to: {parent} belongs to somebody else, or is read-only"
+    if problem:
+        raise ConfigError("OUTPUT_DIR", folder, problem, "Name a folder, new or of this run.")
 
 
 def _check_inputs(cfg: CfgNode, *, resume: bool) -> None:

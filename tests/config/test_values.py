@@ -35,12 +35,40 @@ def test_the_defaults_are_allowed(cfg):
         ("DISTILL.EXPERIMENT.ONLINE_DECAY", 0.0, r"0.0: not in \(0, 1\]. Give a number like 0.98."),
         ("DISTILL.EXPERIMENT.DECAY_ITER", 5, "5: the fall has no end behind it"),
         ("DATALOADER.NUM_WORKERS", -1, "-1: less than 0. 0 loads in the main process."),
+        ("SOLVER.BASE_LR", math.nan, "nan: not a finite number. Give a number of at least 0."),
+        ("SOLVER.BASE_LR", math.inf, "inf: not a finite number"),
+        ("SOLVER.BASE_LR", -0.01, "-0.01: less than 0. Give a number of at least 0."),
+        ("SOLVER.WEIGHT_DECAY", math.nan, "nan: not a finite number"),
+        ("SOLVER.WEIGHT_DECAY", -1e-4, "-0.0001: less than 0"),
+        ("SOLVER.WEIGHT_DECAY_NORM", -1e-4, "-0.0001: less than 0"),
+        ("SOLVER.MOMENTUM", -0.9, "-0.9: less than 0"),
+        ("SOLVER.GAMMA", math.nan, "nan: not a finite number"),
+        ("SOLVER.GAMMA", -0.1, "-0.1: less than 0"),
+        ("SOLVER.WARMUP_FACTOR", math.inf, "inf: not a finite number"),
+        ("SOLVER.WARMUP_ITERS", -1, "-1: less than 0. Give a number of at least 0."),
+        ("SOLVER.MAX_ITER", 0, "0: less than 1. Give a number of at least 1."),
+        ("SOLVER.CHECKPOINT_PERIOD", 0, "0: less than 1"),
+        ("TEST.EVAL_PERIOD", -1, "-1: less than 0. 0 evaluates at the end alone."),
+        ("SEED", 2**32, r"4294967296: not in \[-1, 4294967295\]. Give a whole number of 32 bits, or -1"),
+        ("SEED", -2, "-2: less than -1"),
+        ("SOLVER.STEPS", (20000, 10000), r"\(20000, 10000\): not iterations in ascending order"),
+        ("SOLVER.STEPS", (10000, 10000), r"\(10000, 10000\): not iterations in ascending order"),
+        ("SOLVER.STEPS", (0, 10000), r"\(0, 10000\): not iterations in ascending order"),
     ],
 )
 def test_a_value_that_is_refused(cfg, key, value, message):
     cfg.merge_from_list([key, value])
     with pytest.raises(ConfigError, match=f"{key} = {message}"):
         check_values(cfg)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("SEED", 2**32 - 1), ("SEED", -1), ("SOLVER.BASE_LR", 0.0), ("SOLVER.STEPS", ()), ("SOLVER.GAMMA", 0.0)],
+)
+def test_a_value_at_the_edge_is_allowed(cfg, key, value):
+    cfg.merge_from_list([key, value])
+    check_values(cfg)
 
 
 @pytest.mark.parametrize("entry", [Trainer, RematchHook, DistilledDetector])

@@ -392,6 +392,83 @@ def test_a_last_checkpoint_that_names_nothing(mgd_cfg, refused, tmp_path):
     assert "'model_0000099.pth'" in error
 
 
+@pytest.mark.parametrize(
+    ("make", "part"),
+    [
+        (lambda path: path.mkdir(), "cannot be read (IsADirectoryError)"),
+        (lambda path: path.write_bytes(b"\x80\x02}q\x00."), "cannot be read (UnicodeDecodeError)"),
+        (lambda path: path.write_bytes(b"PK\x00\x00"), "'PK\\x00\\x00', which is not there"),
+        (lambda path: path.write_text(""), "'', which is not there"),
+        (lambda path: path.write_text("../other.pth"), "'../other.pth', which is not a name in this folder"),
+        (lambda path: path.symlink_to("gone"), "cannot be read (FileNotFoundError)"),
+    ],
+)
+@pytest.mark.parametrize("flags", [["--resume"], ["--resume", "--eval-only"]])
+def test_a_last_checkpoint_that_is_no_name(make, part, flags, mgd_cfg, refused, tmp_path):
+    torch.save({"model": {}}, tmp_path / "other.pth")
+    (tmp_path / "run").mkdir()
+    make(tmp_path / "run/last_checkpoint")
+    error = refused(mgd_cfg, *flags)
+    assert f"OUTPUT_DIR = '{tmp_path}/run': its file last_checkpoint" in error
+    assert part in error
+    assert "start anew without --resume" in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"trainer": [1, 2]}, "its entry 'trainer' is a list, not a table"),
+        ({"trainer": None}, "its entry 'trainer' is a NoneType"),
+        ({"trainer": {"iteration": "two"}}, "'iteration' is a str"),
+        ({"trainer": {"iteration": 1, "hooks": 5}}, "'hooks' is a int"),
+        ({"trainer": {"iteration": 1, "_trainer": "text"}}, "'_trainer' is a str"),
+    ],
+)
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_checkpoint_with_an_odd_state_of_the_trainer(
+    changes, part, exact, mgd_cfg, refused, interrupted, tmp_path
+):
+    saved = torch.load(interrupted / "model_final.pth")
+    (tmp_path / "run").mkdir()
+    torch.save({**saved, **changes}, tmp_path / "run/model_final.pth")
+    (tmp_path / "run/last_checkpoint").write_text("model_final.pth")
+    mgd_cfg.DISTILL.EXACT_RESUME = exact
+    mgd_cfg.SEED = -1
+    error = refused(mgd_cfg, "--resume")
+    assert error.startswith("error: --resume = ")
+    assert "model_final.pth" in error
+    assert "Name an earlier checkpoint" in error
+    assert exact or part in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("key", ["MODEL.WEIGHTS", "DISTILL.TEACHER.WEIGHTS"])
+@pytest.mark.parametrize("name", ["torchvision://resnet999", "nowhere://model.pth"])
+def test_names_of_weights_that_do_not_exist(name, key, mgd_cfg, refused):
+    mgd_cfg.merge_from_list([key, name])
+    error = refused(mgd_cfg)
+    assert f"{key} = '{name}'" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_an_output_folder_that_is_a_dangling_link(mgd_cfg, refused, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    for folder in ("link", "link/run"):
+        mgd_cfg.OUTPUT_DIR = str(tmp_path / folder)
+        assert f"error: OUTPUT_DIR = '{tmp_path}/{folder}': is " in refused(mgd_cfg)
+
+
+def test_an_output_folder_that_cannot_be_made(mgd_cfg, refused, tmp_path):
+    (tmp_path / "file").write_text("")
+    mgd_cfg.OUTPUT_DIR = str(tmp_path / "file/run")
+    assert f"is to be made in {tmp_path}/file, which is no folder" in refused(mgd_cfg)
+    mgd_cfg.OUTPUT_DIR = "/proc/mgd_det/run"  # also for root
+    error = refused(mgd_cfg)
+    assert "OUTPUT_DIR = '/proc/mgd_det/run'" in error
+    assert "cannot be written to" in error
+
+
 def test_an_output_folder_that_is_a_file(mgd_cfg, refused, tmp_path):
     (tmp_path / "file").write_text("")
     mgd_cfg.OUTPUT_DIR = str(tmp_path / "file")
@@ -434,6 +511,52 @@ def test_drawing_what_is_not_there(tmp_path):
     result = run_tool(*command, "--out", tmp_path / "boxes.png", check=False)
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].endswith("--annotations gone.json: there is no such file")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--results", "student"], "--results student: write TITLE=FILE"),
+        (["--results", "student=gone.json"], "--results gone.json: there is no such file"),
+        (["--results", "student=torn.json"], "--results torn.json: is not JSON (Expecting value"),
+        (["--results", "student=other.json"], "not detections in COCO format (KeyError: 'score')"),
+        (["--annotations", "other.json"], "--annotations other.json: no images, annotations and categories"),
+        (["--images", "gone"], "--images gone: there is no such folder"),
+        (["--images", "empty"], "No such file or directory: 'empty/"),
+        (["--count", "0"], "--count 0: give at least 1"),
+        (["--out", "boxes.nothing"], "Format 'nothing' is not supported"),
+    ],
+)
+def test_drawing_with_wrong_arguments(arguments, message, demo_data, tmp_path):
+    (tmp_path / "torn.json").write_text("[1, ")
+    (tmp_path / "other.json").write_text('[{"image_id": 1}]')
+    (tmp_path / "empty").mkdir()
+    command = [ROOT / "tools/draw_detections.py", "--annotations", demo_data / "annotations/val.json"]
+    command += ["--images", demo_data / "val", "--out", "boxes.png"]
+    result = run_tool(*command, *arguments, cwd=tmp_path, check=False)
+    assert result.returncode == 2
+    assert message in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--run", "gone"], "--run: there is no file gone/student_config.yaml"),
+        (["--image", "gone.png"], "--image: there is no file gone.png"),
+        (["--image", "text.png"], "--image text.png: cannot identify image file"),
+        (["MODEL.NONSENSE", "1"], "overrides ['MODEL.NONSENSE', '1'] make no config: Non-existent key"),
+        (["MODEL.DEVICE"], "overrides ['MODEL.DEVICE'] make no config: Override list has odd length"),
+    ],
+)
+def test_predicting_with_wrong_arguments(arguments, message, interrupted, demo_data, tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    image = sorted((demo_data / "val").iterdir())[0]
+    command = [ROOT / "docs/examples/predict.py", "--run", interrupted, "--image", image]
+    result = run_tool(*command, *arguments, cwd=tmp_path, check=False)
+    assert result.returncode == 2
+    assert message in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
 
 
 def test_unknown_overrides(mgd_cfg, refused):
