@@ -188,7 +188,11 @@ class ExactResumeHook(HookBase):
     def after_step(self) -> None:
         iteration = self.trainer.iter + 1
         if iteration % self.period == 0 or iteration >= self.trainer.max_iter:
-            self._normalizers = comm.all_gather(self._own_normalizers())
+            self.gather()
+
+    def gather(self) -> None:
+        """Gather what a checkpoint holds of every process; all of them call it."""
+        self._normalizers = comm.all_gather(self._own_normalizers())
 
     def _modules(self) -> dict[str, nn.Module]:
         return dict(unwrapped(self.trainer.model).named_modules())

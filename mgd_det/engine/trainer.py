@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, TrainerBase
+from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
@@ -26,6 +27,7 @@ from .exact_resume import ExactLoader, ExactResumeHook, check_seed
 from .mixed_precision import MixedPrecisionTrainer
 from .optimizer import build_optimizer, carried_over, check_resumed_optimizer, parameter_names
 from .rematch import RematchHook, detector_of
+from .signals import SignalHook
 from .state_keys import MATCHING_STATE
 
 
@@ -64,12 +66,18 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[HookBase]:
-        """Returns DefaultTrainer's hooks, after those of distillation and of exact resume."""
-        hooks = super().build_hooks()
+        """Returns DefaultTrainer's hooks with those of distillation, of exact resume and of signals."""
+        hooks = [hook for hook in super().build_hooks() if hook is not None]
+        exact = ExactResumeHook(self.cfg) if self.cfg.DISTILL.EXACT_RESUME else None
+        # Before evaluations, which may take longer than the sender of a signal waits.
+        evaluation = [isinstance(hook, EvalHook) for hook in hooks].index(True)
+        before_saving = exact.gather if exact else None
+        signals = SignalHook(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD, before_saving)
+        hooks.insert(evaluation, signals)
         if uses_teacher(self.cfg):
             hooks.insert(0, RematchHook(self.cfg))
-        if self.cfg.DISTILL.EXACT_RESUME:
-            hooks.insert(0, ExactResumeHook(self.cfg))
+        if exact:
+            hooks.insert(0, exact)
         return hooks
 
     def resume_or_load(self, resume: bool = True) -> None:
