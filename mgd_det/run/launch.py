@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from types import FrameType
 
 import torch
 import torch.distributed as dist
@@ -16,6 +20,7 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
 from mgd_det.detectron2_compat import set_local_group
+from mgd_det.engine.signals import SIGNALS
 
 TIMEOUT = timedelta(minutes=30)
 
@@ -44,16 +49,36 @@ def launch(job: Callable[[CfgNode, Namespace], None], cfg: CfgNode, args: Namesp
         job(cfg, args)
     else:
         try:
-            launch_gpus(
-                job,
-                args.num_gpus,
-                num_machines=args.num_machines,
-                machine_rank=args.machine_rank,
-                dist_url=args.dist_url,
-                args=(cfg, args),
-            )
+            with signals_passed_on():
+                launch_gpus(
+                    job,
+                    args.num_gpus,
+                    num_machines=args.num_machines,
+                    machine_rank=args.machine_rank,
+                    dist_url=args.dist_url,
+                    args=(cfg, args),
+                )
         except ProcessExitedException as error:  # the process has written why
-            sys.exit(error.exit_code)
+            code = error.exit_code
+            sys.exit(code if code >= 0 else 128 - code)  # a negative one is of a signal
+
+
+@contextmanager
+def signals_passed_on() -> Iterator[None]:
+    """Pass the signals that end a training on to the spawned processes, and wait for these to end."""
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for child in multiprocessing.active_children():
+            if child.pid is not None:
+                os.kill(child.pid, number)
+
+    heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, pass_on) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def under_torchrun() -> bool:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -52,6 +56,52 @@ def test_an_error_in_a_spawned_process_is_a_line_and_an_exit_code(processes, cod
     assert result.returncode == code
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+WAITING = """
+import signal
+import sys
+import time
+import torch.multiprocessing as mp
+from types import SimpleNamespace
+from mgd_det.run import launch
+
+def spawn(job, num_gpus, args, **_):
+    mp.spawn(worker, nprocs=num_gpus, args=(job, args))
+
+def worker(rank, job, args):
+    job(rank, *args)
+
+def wait(rank, cfg, args):
+    signal.signal(signal.SIGTERM, lambda number, frame: finish(rank, number))
+    print(f"{rank} waits", flush=True)
+    time.sleep(600)
+
+def finish(rank, number):
+    signal.signal(number, signal.SIG_IGN)
+    print(f"{rank} writes a checkpoint", flush=True)
+    sys.exit(128 + number)
+
+if __name__ == "__main__":
+    launch.launch_gpus = spawn
+    launch.launch(wait, None, SimpleNamespace(num_gpus=2, num_machines=1, machine_rank=0, dist_url="auto"))
+"""
+
+
+def test_a_signal_to_the_launcher_reaches_the_spawned_processes(tmp_path):
+    """Which write a checkpoint before they end."""
+    (tmp_path / "waiting.py").write_text(WAITING)
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "waiting.py")],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert {process.stdout.readline(), process.stdout.readline()} == {"0 waits\n", "1 waits\n"}
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=60)[0]
+    assert sorted(output.splitlines()) == ["0 writes a checkpoint", "1 writes a checkpoint"]
+    assert process.returncode == 128 + signal.SIGTERM
 
 
 def test_two_ranks_stop_their_losses_and_resume_bit_for_bit(mgd_cfg, tmp_path):
