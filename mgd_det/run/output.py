@@ -104,10 +104,15 @@ def _found(folder: str, patterns: tuple[str, ...]) -> list[str]:
 
 
 @contextmanager
-def claimed(cfg: CfgNode, args: Namespace) -> Iterator[str]:
+def claimed(cfg: CfgNode, args: Namespace, resumed: str | None = None) -> Iterator[str]:
     """Keep other runs out of OUTPUT_DIR while inside; every process calls it.
 
     The main process holds the lock, which ends with that process, however it ends.
+
+    Args:
+        cfg: the config of the run.
+        args: its parsed arguments.
+        resumed: the checkpoint that the run has loaded, which must still be the last one; None: any may be.
 
     Yields:
         The folder that `--start-over` has moved an earlier run's files to, "" if there were none.
@@ -123,6 +128,9 @@ def claimed(cfg: CfgNode, args: Namespace) -> Iterator[str]:
         try:
             _acquire(lock, cfg.OUTPUT_DIR)
             check_output(cfg, args)
+            if resumed is not None and last_checkpoint(cfg, resume=args.resume) != resumed:
+                problem = "another run has written a checkpoint there since this one started"
+                raise ConfigError("OUTPUT_DIR", cfg.OUTPUT_DIR, problem, "Start this one again.")
             aside = _move_aside(cfg.OUTPUT_DIR) if args.start_over else ""
         except ConfigError as problem:
             error = problem

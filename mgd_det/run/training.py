@@ -12,7 +12,7 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.file_io import PathManager
 
-from mgd_det.checkpoint.checkpointer import trainer_state
+from mgd_det.checkpoint.checkpointer import last_checkpoint, trainer_state
 from mgd_det.config import student_config, uses_teacher
 from mgd_det.config.lazy import lazy_student, load_lazy, save_lazy
 from mgd_det.detectron2_compat import last_eval_results
@@ -42,12 +42,13 @@ def train(cfg: CfgNode, args: Namespace) -> None:
         resolve_seed(cfg, resume=args.resume)
     cfg.freeze()
     check_shared_output(cfg, resume=args.resume)
+    resumed = last_checkpoint(cfg, resume=args.resume)
     with building(cfg) as log:
         # As `default_setup` seeds it: the initial weights are those of stock Detectron2.
         seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
-    with claimed(cfg, args) as aside:
+    with claimed(cfg, args, resumed) as aside:
         set_up(cfg, args, log)
         if aside:
             logger.info("--start-over: the files of the earlier run are in %s", aside)

@@ -14,7 +14,9 @@ from filelock import FileLock
 from helpers.commands import ROOT, run_tool
 from helpers.configs import small_config
 
+from mgd_det.errors import ConfigError
 from mgd_det.run.main import argument_parser, main
+from mgd_det.run.output import claimed
 
 TRAIN_NET = ROOT / "tools/train_net.py"
 
@@ -170,6 +172,21 @@ def test_a_folder_in_use_is_refused(flags, mgd_cfg, start, tmp_path):
     assert "OUTPUT_DIR" in error
     assert "another run is using this folder" in error
     assert os.listdir(tmp_path / "run") == [".lock"]
+
+
+def test_a_checkpoint_that_another_run_wrote_meanwhile_is_not_lost(student_cfg, tmp_path):
+    """A job that is started again while the old one still writes its last checkpoint."""
+    run = tmp_path / "run"
+    run.mkdir()
+    args = argument_parser("").parse_args(["--resume"])
+    for name in ("model_0000001.pth", "model_0000003.pth"):
+        (run / name).write_text("")
+        (run / "last_checkpoint").write_text(name)
+    refused = pytest.raises(ConfigError, match=r"OUTPUT_DIR.*another run has written.*Start this one again")
+    with refused, claimed(student_cfg, args, str(run / "model_0000001.pth")):
+        raise AssertionError("it began")
+    with claimed(student_cfg, args, str(run / "model_0000003.pth")) as aside:
+        assert aside == ""
 
 
 def test_a_killed_run_does_not_hold_its_folder(student_cfg, tmp_path):
