@@ -16,5 +16,6 @@ ROOT = Path(__file__).resolve().parent.parent
 if importlib.util.find_spec("mgd_det") is None:
     sys.path.append(str(ROOT))
 
-# fvcore raises this warning whenever it is imported. Users can do nothing about it.
+# fvcore and Detectron2's main branch raise these whenever they are imported. Users can do nothing about them.
 warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
+warnings.filterwarnings("ignore", message="pkg_resources is deprecated", category=UserWarning)

@@ -44,8 +44,6 @@ def preflight(args: Namespace) -> CfgNode:
         check_architecture(cfg)
     if args.suggest_weights is not None:
         check_suggestion(cfg, args)
-    elif training:
-        check_baseline(cfg)
     check_output(cfg, args)
     last_checkpoint(cfg, resume=args.resume)
     learns = training and uses_teacher(cfg)
@@ -56,6 +54,8 @@ def preflight(args: Namespace) -> CfgNode:
         student=not args.eval_teacher,
         teacher=teacher_test_config(cfg) if tests_teacher else None,
     )
+    if training and args.suggest_weights is None:
+        check_baseline(cfg)
     return cfg
 
 
