@@ -72,8 +72,7 @@ def pooled_partial_l2(
         teacher: (N, Ct, H, W), any float dtype; no gradient flows into it.
         groups: (Cs, G) teacher channels, -1 at the end of a short group.
         margin: (Cs,), margins of the pooled features.
-        reduction: as in :func:`partial_l2`.
-        mask: as in :func:`partial_l2`.
+        reduction, mask: as in :func:`partial_l2`.
 
     Returns:
         Scalar, equal to that of the two in sequence. Differentiable once.

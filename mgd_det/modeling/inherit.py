@@ -33,29 +33,43 @@ def inherit(student: nn.Module, teacher: nn.Module, parts: Sequence[str]) -> dic
     ours, theirs = student.state_dict(), teacher.state_dict()
     found: dict[str, list[str]] = {}
     for part in parts:
-        names, given = _tensors(ours, part), _tensors(theirs, part)
-        if not names or not given:
-            role, network = ("student", student) if not names else ("teacher", teacher)
-            raise ConfigError(
-                KEY,
-                list(parts),
-                f"the {role} has no module {part!r}",
-                f'Name "fpn", "head", or modules of both; it has {_modules(network)}, and modules in these.',
-            )
-        _check_layers(student, names, given, parts)
-        found[part] = [name for name in names if name in theirs and ours[name].shape == theirs[name].shape]
-        if not any(ours[name].dim() for name in found[part]):  # counters always agree
-            raise ConfigError(
-                KEY,
-                list(parts),
-                f"no tensor of {part!r} has one name and shape in both networks: the student's {names[0]} is "
-                f"{tuple(ours[names[0]].shape)}, the teacher's {given[0]} {tuple(theirs[given[0]].shape)}",
-                "Give the student the teacher's widths and classes there, or leave that part out.",
-            )
+        _check_modules(student, teacher, part, parts)
+        found[part] = _fitting(ours, theirs, part, parts)
         _log_inherited(part, found[part], ours, theirs)
     for name in dict.fromkeys(name for fitting in found.values() for name in fitting):
         ours[name].copy_(theirs[name])
     return found
+
+
+def _check_modules(student: nn.Module, teacher: nn.Module, part: str, parts: Sequence[str]) -> None:
+    """Refuse, with a ConfigError, a part that one of the networks lacks, or that has other layers there."""
+    names, given = _tensors(student.state_dict(), part), _tensors(teacher.state_dict(), part)
+    if not names or not given:
+        role, network = ("student", student) if not names else ("teacher", teacher)
+        raise ConfigError(
+            KEY,
+            list(parts),
+            f"the {role} has no module {part!r}",
+            f'Name "fpn", "head", or modules of both; it has {_modules(network)}, and modules in these.',
+        )
+    _check_layers(student, names, given, parts)
+
+
+def _fitting(
+    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], part: str, parts: Sequence[str]
+) -> list[str]:
+    """Returns the names of a part's tensors that agree in name and shape; a ConfigError if there are none."""
+    names, given = _tensors(ours, part), _tensors(theirs, part)
+    fitting = [name for name in names if name in theirs and ours[name].shape == theirs[name].shape]
+    if not any(ours[name].dim() for name in fitting):  # counters always agree
+        raise ConfigError(
+            KEY,
+            list(parts),
+            f"no tensor of {part!r} has one name and shape in both networks: the student's {names[0]} is "
+            f"{tuple(ours[names[0]].shape)}, the teacher's {given[0]} {tuple(theirs[given[0]].shape)}",
+            "Give the student the teacher's widths and classes there, or leave that part out.",
+        )
+    return fitting
 
 
 def _log_inherited(
