@@ -12,7 +12,7 @@ import pytest
 import torch
 from filelock import FileLock
 from helpers.commands import ROOT, run_tool
-from helpers.configs import small_config
+from helpers.detectors import small_config
 
 from mgd_det.errors import ConfigError
 from mgd_det.run.main import argument_parser, main
