@@ -66,8 +66,9 @@ def main(argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         stock, teacher, distilled = prepare(Path(folder), args.config_file)
         starts = {"stock": (ROOT, stock), FLOOR: (ROOT, [*stock, teacher])}
-        for checkout in args.checkouts:
-            starts[str(checkout)] = (checkout, [str(checkout / "tools/train_net.py"), *distilled])
+        for number, checkout in enumerate(args.checkouts):
+            output = ["OUTPUT_DIR", f"{folder}/run_{number}"]
+            starts[str(checkout)] = (checkout, [str(checkout / "tools/train_net.py"), *distilled, *output])
         runs = [{name: start(*how) for name, how in starts.items()} for _ in range(args.runs)]
     rows = []
     for name in starts:
