@@ -113,7 +113,7 @@ def start(checkout: Path, command: Sequence[str]) -> tuple[float, float]:
     begin = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-c", UNTIL_FIRST_ITERATION, *command],
-        env={**os.environ, "PYTHONPATH": str(checkout)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(checkout), str(checkout / "tools")])},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
