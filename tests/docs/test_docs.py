@@ -1,4 +1,4 @@
-"""What the documents say about the code is so."""
+"""Check that the documents agree with the code: messages, links, keys, and the modules that they name."""
 
 from __future__ import annotations
 
