@@ -19,11 +19,14 @@ __all__ = [
     "RematchHook",
     "Trainer",
     "add_mgd_config",
+    "distill",
     "losses",
     "margins",
     "matching",
     "reducers",
     "register_datasets",
+    "student_of",
+    "wrap",
 ]
 
 # Public under short names as well: `from mgd_det.matching import assign_groups` works.
@@ -35,7 +38,10 @@ _HOMES = {
     "RematchHook": "engine.rematch",
     "Trainer": "engine.trainer",
     "add_mgd_config": "config.keys",
+    "distill": "config.distilling",
     "register_datasets": "data.datasets",
+    "student_of": "modeling.wrapping",
+    "wrap": "modeling.wrapping",
 }
 
 

@@ -31,7 +31,7 @@ def detector_of(trainer: TrainerBase) -> DistilledDetector:
             "MODEL.META_ARCHITECTURE",
             type(model).__name__,
             "RematchHook belongs to a DistilledDetector",
-            'Set MODEL.META_ARCHITECTURE "DistilledDetector", or leave the hook out.',
+            "Have build_model return mgd_det.wrap(model, cfg), or leave the hook out.",
         )
     return model
 

@@ -22,6 +22,7 @@ from mgd_det.detectron2_types import BatchedInputs, State
 from mgd_det.distributed import unwrapped
 from mgd_det.errors import RESUME_REMEDY, ConfigError
 from mgd_det.modeling.taps import last_norms
+from mgd_det.modeling.wrapping import wrap
 
 from .exact_resume import ExactLoader, ExactResumeHook, check_seed
 from .mixed_precision import MixedPrecisionTrainer
@@ -176,7 +177,10 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Build as stock Detectron2 does, and honour `MODEL.RESNETS.ZERO_INIT_RESIDUAL`."""
+        """Build as stock Detectron2 does, and honour `MODEL.RESNETS.ZERO_INIT_RESIDUAL`.
+
+        A detector of a stock meta-architecture is wrapped where the config names a teacher.
+        """
         model = super().build_model(cfg)
         if cfg.MODEL.RESNETS.ZERO_INIT_RESIDUAL:
             found = [getattr(norm, "weight", None) for norm in last_norms(model.backbone)]
@@ -191,7 +195,7 @@ class Trainer(DefaultTrainer):
                 )
             for weight in weights:
                 nn.init.zeros_(weight)
-        return model
+        return wrap(model, cfg) if uses_teacher(cfg) else model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -13,7 +13,7 @@ import torch
 from detectron2.config import CfgNode
 
 from mgd_det.checkpoint.checkpointer import last_checkpoint
-from mgd_det.config import DISTILLER, check_values, load_config, uses_teacher
+from mgd_det.config import check_values, load_config, uses_teacher
 from mgd_det.data.datasets import check_datasets, register_datasets
 from mgd_det.errors import ConfigError
 
@@ -40,8 +40,6 @@ def preflight(args: Namespace) -> CfgNode:
     register_datasets(cfg)
     training = not (args.eval_only or args.eval_teacher)
     check_values(cfg, world_size(args))
-    if training:
-        check_architecture(cfg)
     if args.suggest_weights is not None:
         check_suggestion(cfg, args)
     check_output(cfg, args)
@@ -86,19 +84,6 @@ def check_launch(args: Namespace) -> None:
         )
 
 
-def check_architecture(cfg: CfgNode) -> None:
-    """Refuse, with a ConfigError, a teacher beside an architecture that would train without it."""
-    architecture, teacher = cfg.MODEL.META_ARCHITECTURE, cfg.DISTILL.TEACHER.CONFIG_FILE
-    if teacher and cfg.DISTILL.ENABLED and architecture != DISTILLER:
-        raise ConfigError(
-            "MODEL.META_ARCHITECTURE",
-            architecture,
-            f"would train without the teacher that DISTILL.TEACHER.CONFIG_FILE names, {teacher}",
-            f"Set MODEL.META_ARCHITECTURE {DISTILLER} and DISTILL.STUDENT_ARCHITECTURE {architecture}, or "
-            "DISTILL.ENABLED False.",
-        )
-
-
 def check_baseline(cfg: CfgNode) -> None:
     """Refuse, with a ConfigError, a DISTILL.BASELINE with nothing to compare with."""
     folder = cfg.DISTILL.BASELINE
@@ -124,7 +109,8 @@ def check_suggestion(cfg: CfgNode, args: Namespace) -> None:
     if not (uses_teacher(cfg) and cfg.DISTILL.METHODS):
         problem = "no method adds a loss"
         remedy = (
-            f"Set MODEL.META_ARCHITECTURE {DISTILLER}, DISTILL.ENABLED True and DISTILL.METHODS '[\"mgd\"]'."
+            "Name a teacher in DISTILL.TEACHER.CONFIG_FILE, and set DISTILL.ENABLED True and "
+            "DISTILL.METHODS '[\"mgd\"]'."
         )
         raise ConfigError(key, iterations, problem, remedy)
     if iterations > cfg.SOLVER.MAX_ITER:

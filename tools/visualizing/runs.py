@@ -14,7 +14,7 @@ from detectron2.structures import BoxMode
 from torch import nn
 from visualizing.page import Missing
 
-from mgd_det.config import DISTILLER, load_config
+from mgd_det.config import load_config, uses_teacher
 from mgd_det.data.datasets import check_datasets, register_datasets
 from mgd_det.errors import ConfigError
 from mgd_det.modeling.taps import evaluating
@@ -73,8 +73,7 @@ class Run(NamedTuple):
     @property
     def methods(self) -> list[str]:
         """Its methods of distillation; [] where the student is trained alone."""
-        distils = self.cfg.MODEL.META_ARCHITECTURE == DISTILLER and self.cfg.DISTILL.ENABLED
-        return list(self.cfg.DISTILL.METHODS) if distils else []
+        return list(self.cfg.DISTILL.METHODS) if uses_teacher(self.cfg) else []
 
 
 def open_runs(folders: Sequence[tuple[str, Path]], checkpoint: str | None) -> list[Run]:
