@@ -31,9 +31,12 @@ def add_mgd_config(cfg: CfgNode) -> None:
 
 
 def uses_teacher(cfg: CfgNode) -> bool:
-    """Returns True if a run of this config takes anything from a teacher, by a method or by inheriting."""
-    distils = cfg.MODEL.META_ARCHITECTURE == DISTILLER and cfg.DISTILL.ENABLED
-    return distils and bool(cfg.DISTILL.METHODS or cfg.DISTILL.INHERIT)
+    """Returns True if a run of this config takes anything from a teacher, by a method or by inheriting.
+
+    A stock meta-architecture does where a teacher is named.
+    """
+    distils = cfg.MODEL.META_ARCHITECTURE == DISTILLER or bool(cfg.DISTILL.TEACHER.CONFIG_FILE)
+    return distils and cfg.DISTILL.ENABLED and bool(cfg.DISTILL.METHODS or cfg.DISTILL.INHERIT)
 
 
 def _add_to_stock_sections(cfg: CfgNode) -> None:
@@ -59,6 +62,9 @@ def _add_run(cfg: CfgNode) -> None:
     cfg.DISTILL.STUDENT_ARCHITECTURE = "RetinaNet"
     # Overrides of that LazyConfig, for example ["model.num_classes=6"].
     cfg.DISTILL.STUDENT_OPTS = []
+    # The path of the module in the student that is its backbone, in which taps are looked for. If it is
+    # empty, that is the detector's `backbone`, and where there is none the first Backbone inside.
+    cfg.DISTILL.BACKBONE = ""
     # The methods that add their losses: "mgd", "imitation", "channel_mlp", "lsh", "logits", or your own.
     cfg.DISTILL.METHODS = ["mgd"]
     # The parts that the student copies from the teacher at the start of a run, wherever shapes agree:
@@ -92,6 +98,8 @@ def _add_teacher(cfg: CfgNode) -> None:
     cfg.DISTILL.TEACHER.WEIGHTS = ""
     # Overrides of the teacher's config: ["KEY", value, ...], or ["key=value", ...] for a LazyConfig.
     cfg.DISTILL.TEACHER.OPTS = []
+    # As DISTILL.BACKBONE, in the teacher.
+    cfg.DISTILL.TEACHER.BACKBONE = ""
     # The precision that the teacher computes in: "float32", "float16" or "bfloat16". If empty, it is that
     # of the training.
     cfg.DISTILL.TEACHER.DTYPE = ""

@@ -7,17 +7,21 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Callable, NamedTuple
+from typing import Callable, NamedTuple, cast
 
 import torch
 from detectron2.engine import HookBase
 from torch import Tensor, nn
 
-from mgd_det.detectron2_types import BatchedInputs, Detector
+from mgd_det.detectron2_types import BatchedInputs
 from mgd_det.distributed import unwrapped
+from mgd_det.errors import ConfigError
 from mgd_det.methods import Features, FeaturesOfTap, Method, Prediction, PredictionPair, TapFeatures
+from mgd_det.modeling.build import taps_key
 from mgd_det.modeling.detector import DistilledDetector
 from mgd_det.modeling.heads import Captured
+from mgd_det.modeling.tapped import inference_inputs
+from mgd_det.modeling.taps import evaluating
 from mgd_det.modeling.teacher import Teacher
 from mgd_det.rng import isolated_rng
 
@@ -99,13 +103,18 @@ def look_at_batch(
     assert teacher is not None
     images = [x["image"] for x in batched_inputs]
     difference = pixel_difference(detector, teacher, images)
-    if difference > GREY_LEVELS:
+    if difference is None:
+        logger.info("the pixels that student and teacher see are not compared: one has no pixel_mean")
+    elif difference > GREY_LEVELS:
         logger.warning(
             "student and teacher see different images: with channel order and normalisation undone, their "
-            "pixels differ by %.1f of 255 on average. Compare what their preprocess_image does to images",
+            "pixels differ by %.1f of 255 on average. Compare how they normalise images",
             difference,
         )
-    _warn_of_constant_channels(pair())
+    features = pair()
+    _check_foreground(detector, batched_inputs)
+    _check_gradients(detector, features)
+    _check_constant_channels(detector, features)
     cost = added_cost(pair, detector.methods, teacher.model)
     logger.info(
         "distillation adds about %.3f s to an iteration, and %.0f MB of memory: %.0f for the teacher's "
@@ -117,11 +126,80 @@ def look_at_batch(
     )
 
 
-def _warn_of_constant_channels(features: Features) -> None:
+def _check_foreground(detector: DistilledDetector, batched_inputs: BatchedInputs) -> None:
+    for name, method in detector.methods.items():
+        if method.wants_foreground and "instances" not in batched_inputs[0]:
+            raise ConfigError(
+                "DISTILL.METHODS",
+                list(detector.methods),
+                f"{name} weights positions by ground-truth boxes, and the training batches have no instances",
+                f"Set DISTILL.{name.upper()} so that all positions count alike.",
+            )
+
+
+def _check_gradients(detector: DistilledDetector, features: Features) -> None:
+    """Check that the losses reach weights of the student, and that each has something to say.
+
+    Raises:
+        ConfigError: no gradient of a tap's features reaches a weight.
+    """
+    if not torch.is_grad_enabled():
+        return
+    for tap, found in features.items():
+        if not all(maps.requires_grad for maps in _student_tensors(found)):
+            key, taps = taps_key(detector.methods, tap)
+            raise ConfigError(
+                key,
+                taps,
+                f"in training, no gradient at the tap {tap!r} reaches a weight of the student, so its loss "
+                "would teach nothing",
+                "Activation checkpointing around a tap needs use_reentrant=False. Otherwise leave that tap "
+                "out.",
+            )
+    silent = [name for method in detector.methods.values() for name in _silent_losses(method, features)]
+    if silent:
+        logger.warning(
+            "%s: no gradient on the first batch. This is right only where the student starts as the teacher",
+            ", ".join(silent),
+        )
+
+
+def _student_tensors(found: FeaturesOfTap) -> list[Tensor]:
+    if isinstance(found, PredictionPair):
+        return [tensor for tensor in found.student if tensor is not None]
+    return [maps.student for maps in (found if isinstance(found, list) else [found])]
+
+
+def _silent_losses(method: Method, features: Features) -> list[str]:
+    """Returns the names of those losses with a weight whose gradient at the student's features is zero."""
+    copies = {tap: _detached(features[tap]) for tap in method.taps}
+    leaves = [leaf for found in copies.values() for leaf in _student_tensors(found)]
+    with isolated_rng(), torch.enable_grad():
+        losses = copy.deepcopy(method)(copies)
+        silent = []
+        for name, loss in losses.items():
+            gradients = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
+            moves = any(gradient is not None and bool(gradient.any()) for gradient in gradients)
+            if method.losses[name].weight and not moves:
+                silent.append(name)
+    return silent
+
+
+def _check_constant_channels(detector: DistilledDetector, features: Features) -> None:
+    """Warn of a teacher most of whose channels are constant, and refuse one that is constant throughout.
+
+    Raises:
+        ConfigError: all its channels at a tap are.
+    """
     for tap, maps in features.items():
         if not isinstance(maps, TapFeatures):  # a head is as constant as the backbone before it
             continue
         channels, constant = maps.teacher.shape[1], constant_channels(maps.teacher)
+        if constant == channels:
+            spec = detector.teacher_spec
+            problem = f"all of this teacher's {channels} channels at {tap} are constant over the first batch"
+            remedy = "It teaches nothing there. Look at it with --eval-teacher, or leave that tap out."
+            raise ConfigError("DISTILL.TEACHER.WEIGHTS", spec.weights_path(), problem, remedy)
         if 2 * constant > channels:
             logger.warning(
                 "%d of the teacher's %d channels at %s are constant over this batch and teach nothing: look "
@@ -133,29 +211,39 @@ def _warn_of_constant_channels(features: Features) -> None:
 
 
 @torch.no_grad()
-def pixel_difference(detector: DistilledDetector, teacher: Teacher, images: Sequence[Tensor]) -> float:
+def pixel_difference(detector: DistilledDetector, teacher: Teacher, images: Sequence[Tensor]) -> float | None:
     """Returns the mean absolute difference between what student and teacher see, in the images' grey levels.
+
+    Returns None where one of them has no `pixel_mean` and `pixel_std`, by which to undo the normalisation.
 
     Args:
         images: (C, H, W) each, on the detector's device. Normalisation and channel order are undone.
     """
-    pixels = detector.student.preprocess_image([{"image": image} for image in images]).tensor
-    student = _undone(detector.student, pixels)
-    taught = _undone(teacher.model, teacher.pixels(images, detector.input_format))
+    student, taught = detector.tapped, teacher.tapped
+    if not (_has_normalisation(student.detector) and _has_normalisation(taught.detector)):
+        return None
+    with isolated_rng(), evaluating(student.detector):
+        seen = student.run(inference_inputs(images), ()).pixels
+    shown = taught.run(teacher.inputs(images, detector.input_format), ()).pixels
+    seen, shown = _undone(student.detector, seen), _undone(taught.detector, shown)
     if detector.input_format != teacher.input_format:
-        taught = taught.flip(1)
+        shown = shown.flip(1)
     differences = []
-    for image, seen, shown in zip(images, student, taught):
+    for image, ours, theirs in zip(images, seen, shown):
         height, width = image.shape[-2:]
-        seen, shown = seen[:, :height, :width], shown[:, :height, :width]
-        if seen.shape != shown.shape:
+        ours, theirs = ours[:, :height, :width], theirs[:, :height, :width]
+        if ours.shape != theirs.shape:
             return float("inf")
-        differences.append((seen - shown).abs().mean())
+        differences.append((ours - theirs).abs().mean())
     return torch.stack(differences).mean().item()
 
 
-def _undone(model: Detector, pixels: Tensor) -> Tensor:
-    return pixels.float() * model.pixel_std + model.pixel_mean
+def _has_normalisation(model: nn.Module) -> bool:
+    return all(isinstance(getattr(model, name, None), Tensor) for name in ("pixel_mean", "pixel_std"))
+
+
+def _undone(model: nn.Module, pixels: Tensor) -> Tensor:
+    return pixels.float() * cast(Tensor, model.pixel_std) + cast(Tensor, model.pixel_mean)
 
 
 @torch.no_grad()

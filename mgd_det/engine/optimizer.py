@@ -44,11 +44,8 @@ def check_resumed_optimizer(cfg: CfgNode, saved: str) -> None:
 
 
 def parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
-    """Returns names of the optimiser's parameters, in the order in which its state numbers them.
-
-    A distiller's student has the same names as the student alone.
-    """
-    names = {id(p): name.removeprefix("student.") for name, p in model.named_parameters()}
+    """Returns names of the optimiser's parameters, in the order in which its state numbers them."""
+    names = {id(p): name for name, p in model.named_parameters()}
     return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
 
 

@@ -109,6 +109,7 @@ class TapInfo(NamedTuple):
     # parameters are the moments of its output.
     batch_norm: tuple[Tensor, Tensor] | None = None
     head: HeadInfo | None = None  # of the taps in `HEAD_TAPS`
+    channels_last: bool = False  # True where the network has (N, H, W, C) there; methods get (N, C, H, W)
 
 
 # Names of taps -> their properties, in one network.

@@ -16,7 +16,8 @@ from mgd_det.errors import ConfigError, UnknownTap, building_from_config
 from mgd_det.methods import PREDICTIONS, AssignmentControl, Method, TapInfo, find_method, method_defaults
 from mgd_det.rng import isolated_rng
 
-from .taps import inspect_taps, student_and_teacher_names
+from .tapped import TappedDetector
+from .taps import student_and_teacher_names
 from .teacher import CONFIG_KEY, Teacher, TeacherSpec
 
 ARCHITECTURE_KEY = "DISTILL.STUDENT_ARCHITECTURE"
@@ -60,7 +61,7 @@ def build_student(cfg: CfgNode) -> nn.Module:
         return META_ARCH_REGISTRY.get(name)(cfg)
 
 
-def build_methods(cfg: CfgNode, student: nn.Module) -> tuple[dict[str, Method], Teacher | None]:
+def build_methods(cfg: CfgNode, student: TappedDetector) -> tuple[dict[str, Method], Teacher | None]:
     """Build the methods of `DISTILL.METHODS`, fitted to the student's taps.
 
     Returns:
@@ -75,7 +76,7 @@ def build_methods(cfg: CfgNode, student: nn.Module) -> tuple[dict[str, Method], 
     def in_teacher(taps: Sequence[str]) -> dict[str, TapInfo]:
         if not built:
             built.append(spec.build(torch.device(cfg.MODEL.DEVICE)))
-        return inspect_teacher(built[0].model, taps, spec.config_file)
+        return inspect_teacher(built[0].tapped, taps, spec.config_file)
 
     methods: dict[str, Method] = {}
     for name in cfg.DISTILL.METHODS:
@@ -106,14 +107,14 @@ def _control(cfg: CfgNode) -> AssignmentControl:
     return AssignmentControl(node.ASSIGNMENT, node.ASSIGNMENT_SEED if node.ASSIGNMENT == "random" else 0)
 
 
-def inspect_student(student: nn.Module, taps: Sequence[str], key: str) -> dict[str, TapInfo]:
+def inspect_student(student: TappedDetector, taps: Sequence[str], key: str) -> dict[str, TapInfo]:
     """Returns what is known of taps in the student.
 
     Raises:
         ConfigError: it lacks one of them; the error names `key`.
     """
     try:
-        found = inspect_taps(student, [student_and_teacher_names(tap)[0] for tap in taps])
+        found = student.inspect([student_and_teacher_names(tap)[0] for tap in taps])
     except UnknownTap as error:
         problem = f"the student has not all of the taps {list(taps)}: {error}"
         raise ConfigError(
@@ -122,14 +123,14 @@ def inspect_student(student: nn.Module, taps: Sequence[str], key: str) -> dict[s
     return {tap: found[student_and_teacher_names(tap)[0]] for tap in taps}
 
 
-def inspect_teacher(teacher: nn.Module, taps: Sequence[str], config_file: str) -> dict[str, TapInfo]:
+def inspect_teacher(teacher: TappedDetector, taps: Sequence[str], config_file: str) -> dict[str, TapInfo]:
     """Returns what is known of taps in the teacher.
 
     Raises:
         ConfigError: it lacks one of them.
     """
     try:
-        found = inspect_taps(teacher, [student_and_teacher_names(tap)[1] for tap in taps])
+        found = teacher.inspect([student_and_teacher_names(tap)[1] for tap in taps])
     except UnknownTap as error:
         raise ConfigError(
             CONFIG_KEY,

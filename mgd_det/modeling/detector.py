@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any, Callable, cast
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from mgd_det.config import check_values
-from mgd_det.detectron2_types import BatchedInputs, Detector, State
+from mgd_det.detectron2_types import BatchedInputs, State
 from mgd_det.distributed import keep_own_share
 from mgd_det.errors import RESUME_REMEDY, ConfigError
 from mgd_det.maths.gradient_ratios import GradientPoint, GradientRatios
-from mgd_det.methods import HEAD_TAPS, Features, FeaturesOfTap, LossInfo, MatchReport, Method
+from mgd_det.methods import HEAD_TAPS, Features, FeaturesOfTap, LossInfo, MatchReport, Method, TapInfo
 from mgd_det.modules import ModuleWithProperties
 from mgd_det.rng import isolated_rng
 
@@ -29,7 +27,8 @@ from .heads import Captured, find_head
 from .inherit import inherit
 from .pairing import pair_maps
 from .step_plan import StepPlan
-from .taps import backbone_and_head_taps, capture, evaluating, student_and_teacher_names
+from .tapped import TappedDetector, channels_first
+from .taps import backbone_and_head_taps, evaluating, student_and_teacher_names
 from .teacher import Teacher, TeacherSpec
 
 logger = logging.getLogger("detectron2." + __name__)
@@ -41,7 +40,7 @@ TEACHER_KEY = "teacher"  # key of the teacher's digest in the state, beside the 
 # visualisation) read on the model that they hold.
 FORWARDED = frozenset(
     {
-        *("backbone", "device", "preprocess_image", "inference", "pixel_mean", "pixel_std", "num_classes"),
+        *("backbone", "preprocess_image", "inference", "pixel_mean", "pixel_std", "num_classes"),
         *("head", "head_in_features", "anchor_generator", "box2box_transform", "anchor_matcher"),
         *("proposal_generator", "roi_heads", "sem_seg_head"),
         *("vis_period", "visualize_training", "test_score_thresh", "test_nms_thresh"),
@@ -63,10 +62,12 @@ class DistilledDetector(ModuleWithProperties):
     and never before.
 
     Args:
-        student: a Detectron2 detector with `backbone` and `preprocess_image`; attribute `student`.
+        student: any Detectron2 detector; attribute `student`.
         methods: distillation methods by name; none trains the student alone.
         teacher: names the teacher's config and weights.
         built_teacher: the teacher with random weights, if it has been built already.
+        backbone: path of the backbone in the student, as
+            :class:`~mgd_det.modeling.tapped.TappedDetector` takes it.
         input_format: channel order of the images that the student is given.
         inherits: parts of the student that start as the teacher's, for :meth:`inherit`.
         resume_fresh: start methods afresh that an earlier run's state does not fit; all of them with another
@@ -81,12 +82,14 @@ class DistilledDetector(ModuleWithProperties):
         methods: Mapping[str, Method],
         teacher: TeacherSpec,
         built_teacher: Teacher | None = None,
+        backbone: str = "",
         input_format: str,
         inherits: Sequence[str] = (),
         resume_fresh: bool = False,
     ) -> None:
         super().__init__()
-        self.student = cast(Detector, student)
+        self.student = student
+        self.tapped = TappedDetector(student, backbone)
         self.methods = cast("Mapping[str, Method]", nn.ModuleDict(methods))
         self.teacher_spec = teacher
         self.input_format = input_format
@@ -96,23 +99,32 @@ class DistilledDetector(ModuleWithProperties):
         self._inherited = False
         self._plan = StepPlan()
         self._gradients: GradientRatios | None = None  # of the latest step that measured them
-        self._strides: dict[str, int] = {}  # of the student's taps in the backbone, filled by `prepare`
+        self._taps: Mapping[str, TapInfo] = {}  # of the student, and of the teacher; filled by `prepare`
+        self._teacher_taps: Mapping[str, TapInfo] = {}
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, object]:
+    def from_config(cls, cfg: CfgNode, student: nn.Module | None = None) -> dict[str, object]:
+        """Reads DISTILL; a student that is given is taken as it is, whatever MODEL.META_ARCHITECTURE says."""
         check_values(cfg)
         # Move to the device first: building a method may run GPU-only operators.
-        student = build_student(cfg).to(torch.device(cfg.MODEL.DEVICE))
-        methods, built_teacher = build_methods(cfg, student) if cfg.DISTILL.ENABLED else ({}, None)
+        student = (build_student(cfg) if student is None else student).to(torch.device(cfg.MODEL.DEVICE))
+        tapped = TappedDetector(student, cfg.DISTILL.BACKBONE)
+        methods, built_teacher = build_methods(cfg, tapped) if cfg.DISTILL.ENABLED else ({}, None)
         return {
             "student": student,
             "methods": methods,
             "teacher": TeacherSpec.from_config(cfg),
             "built_teacher": built_teacher,
+            "backbone": cfg.DISTILL.BACKBONE,
             "input_format": cfg.INPUT.FORMAT,
             "inherits": cfg.DISTILL.INHERIT if cfg.DISTILL.ENABLED else [],
             "resume_fresh": cfg.DISTILL.RESUME_FRESH,
         }
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the student."""
+        return next(self.student.parameters()).device
 
     @property
     def taps(self) -> list[str]:
@@ -142,16 +154,15 @@ class DistilledDetector(ModuleWithProperties):
         """
         if not self.methods or self.teacher is not None:
             return
-        student = inspect_student(self.student, self.taps, "DISTILL.METHODS")
+        student = inspect_student(self.tapped, self.taps, "DISTILL.METHODS")
         teacher = self.teacher_spec.load(self.device, self._built_teacher)
         self._built_teacher = None
         self._check_formats(teacher)
-        infos = inspect_teacher(teacher.model, self.taps, self.teacher_spec.config_file)
+        infos = inspect_teacher(teacher.tapped, self.taps, self.teacher_spec.config_file)
         check_taps(self.methods, student, infos)
         for method in self.methods.values():
             method.attach(student, infos)
-        self._strides = {tap: info.stride for tap, info in student.items() if isinstance(info.stride, int)}
-        self.teacher = teacher
+        self._taps, self._teacher_taps, self.teacher = student, infos, teacher
 
     @torch.no_grad()
     def inherit(self) -> None:
@@ -188,18 +199,26 @@ class DistilledDetector(ModuleWithProperties):
         gradients, self._gradients = self._gradients, None  # lets go of the step's graph
         return {} if gradients is None else gradients.ratios()
 
-    def forward(self, batched_inputs: BatchedInputs) -> dict[str, Tensor] | list[dict[str, Instances]]:
+    def forward(self, batched_inputs: BatchedInputs, *args: Any, **kwargs: Any) -> Any:
         """Runs the student; in training the methods' losses join its own.
+
+        Args:
+            batched_inputs: the images, with the student's labels in training.
+            *args, **kwargs: for the student.
+
+        Returns:
+            The student's outputs. In training they are a dict of losses, or a tuple that begins with one, to
+            which the methods' losses are added.
 
         Raises:
             NotMatchedError: a method's matching has not been solved yet.
             ConfigError: the teacher is loaded now, and does not fit.
         """
         if not (self.training and self.methods):
-            return self.student(batched_inputs)
+            return self.student(batched_inputs, *args, **kwargs)
         plan, self._plan = self._plan, self._plan.after_forward()
         if plan.loss_factor == 0:
-            return {**self.student(batched_inputs), **self._stopped_losses()}
+            return self._joined(self.student(batched_inputs, *args, **kwargs), self._stopped_losses())
         self.prepare()
         if not self.ready:
             raise NotMatchedError(
@@ -209,7 +228,7 @@ class DistilledDetector(ModuleWithProperties):
         batched_inputs = self.to_device(batched_inputs)
         points: dict[str, GradientPoint] | None = {} if plan.measure_gradients else None
         with self.capture_student(points) as student:
-            losses = self.student(batched_inputs)
+            outputs = self.student(batched_inputs, *args, **kwargs)
         features = self.pair(student, batched_inputs)
         distilled = {}
         for method in self.methods.values():
@@ -219,21 +238,30 @@ class DistilledDetector(ModuleWithProperties):
                 distilled[name] = loss * plan.loss_factor
         if points is not None:
             self._gradients = self._compare(distilled, points)
-        return {**losses, **distilled}
+        return self._joined(outputs, distilled)
 
-    @contextmanager
-    def capture_student(self, points: dict[str, GradientPoint] | None = None) -> Iterator[Captured]:
+    def _joined(self, outputs: Any, losses: Mapping[str, Tensor]) -> Any:
+        """Returns a student's outputs in training with losses added to its own."""
+        own, *rest = outputs if isinstance(outputs, tuple) else (outputs,)
+        if not isinstance(own, Mapping):
+            raise ConfigError(
+                "MODEL.META_ARCHITECTURE",
+                type(self.student).__name__,
+                f"in training it returns a {type(own).__name__}, to which no losses can be added",
+                "Have its forward return a dict of losses, or a tuple that begins with one.",
+            )
+        joined = {**own, **losses}
+        return (joined, *rest) if isinstance(outputs, tuple) else joined
+
+    def capture_student(
+        self, points: dict[str, GradientPoint] | None = None
+    ) -> AbstractContextManager[Captured]:
         """While active, a forward pass of the student fills the yielded mapping: tap -> what it gives.
 
         Args:
             points: filled, by tap in the backbone, with the places at which gradients can be looked at.
         """
-        names, head_names = backbone_and_head_taps([student_and_teacher_names(tap)[0] for tap in self.taps])
-        head: AbstractContextManager[Captured] = nullcontext({})
-        if head_names:
-            head = find_head(self.student).capture(head_names)
-        with capture(self.student.backbone, names, points=points) as features, head as head_features:
-            yield ChainMap(features, head_features)
+        return self.tapped.capture([student_and_teacher_names(tap)[0] for tap in self.taps], points)
 
     def pair(
         self, student: Captured, batched_inputs: BatchedInputs, taps: Sequence[str] | None = None
@@ -264,8 +292,14 @@ class DistilledDetector(ModuleWithProperties):
                 paired[tap] = find_head(self.student).pair(tap, student, teacher, batched_inputs)
             else:
                 ours, theirs = student_and_teacher_names(tap)
+                info = self._taps[tap]
+                assert isinstance(info.stride, int)  # as of all taps in a backbone
                 paired[tap] = pair_maps(
-                    student[ours], teacher[theirs], images, self._strides[tap], boxes=boxes
+                    channels_first(student[ours], info),
+                    channels_first(teacher[theirs], self._teacher_taps[tap]),
+                    images,
+                    info.stride,
+                    boxes=boxes,
                 )
         return paired
 
@@ -322,10 +356,7 @@ class DistilledDetector(ModuleWithProperties):
             for batch in batches:
                 seen += len(batch)
                 batch = self.to_device(batch)
-                pixels = self.student.preprocess_image(batch).tensor
-                with capture(self.student.backbone, names, stop=True) as student:
-                    self.student.backbone(pixels)
-                features = self.pair(student, batch, taps)
+                features = self.pair(self.tapped.run(batch, names).features, batch, taps)
                 for method in self.matching:
                     method.observe(features)
         if not seen:
@@ -408,6 +439,23 @@ class DistilledDetector(ModuleWithProperties):
             self.teacher.follow(fn)
         return super()._apply(fn, recurse)
 
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """Yields the student's modules under their stock names, and the methods' under `methods`.
+
+        `named_parameters` and `named_buffers` go by it. So what chooses parameters by name, such as learning
+        rates that fall from layer to layer, finds the student's as it would find them without a teacher.
+        """
+        memo = set() if memo is None else memo
+        if self not in memo:
+            if remove_duplicate:
+                memo.add(self)
+            yield prefix, self
+            yield from self.student.named_modules(memo, prefix, remove_duplicate)
+            methods = cast(nn.Module, self.methods)
+            yield from methods.named_modules(memo, f"{prefix}.methods".lstrip("."), remove_duplicate)
+
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Returns the student's, under its stock names."""
         return self.student.state_dict(*args, **kwargs)
@@ -415,6 +463,13 @@ class DistilledDetector(ModuleWithProperties):
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Loads the student's."""
         return self.student.load_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, state: State, prefix: str, *args: Any) -> None:
+        """As a part of another module it loads the student's, too, and keeps the methods as they are."""
+        for name in [name for name in state if name.startswith(prefix)]:
+            state[f"{prefix}student.{name.removeprefix(prefix)}"] = state.pop(name)
+        cast(nn.Module, self.methods).state_dict(destination=state, prefix=f"{prefix}methods.")
+        super()._load_from_state_dict(state, prefix, *args)
 
     def __getattr__(self, name: str) -> Any:
         # fvcore looks modules up by the names in the state dict, which are the student's.

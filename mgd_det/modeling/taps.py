@@ -8,30 +8,25 @@ taps `head` and `predictions` are described in `heads.py`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Callable, Union, cast
+from typing import Any, Callable, Union
 
-import torch
-from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
+from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from mgd_det.detectron2_compat import BatchNorm
-from mgd_det.detectron2_types import Detector
 from mgd_det.errors import UnknownTap
 from mgd_det.maths.gradient_ratios import GradientPoint
-from mgd_det.methods import HEAD_TAPS, TapInfo
+from mgd_det.methods import HEAD_TAPS
 
-from .heads import find_head
-
-PROBE_SIZE = 256  # pixels; a multiple of every stride up to that of p7 and of res5
-
-# Takes a tap's features, and the tensor inside the network that holds them or passes them on.
-Emit = Callable[[Tensor, Tensor], None]
+# Takes a tap's features, and the tensor inside the network that holds them or passes them on. They are
+# tensors in every network whose taps `TappedDetector` has accepted.
+Emit = Callable[[Any, Any], None]
 
 
-class _Complete(Exception):
+class Complete(Exception):
     """Raised from a hook once every tap has been seen, to leave the rest of the network alone."""
 
 
@@ -59,8 +54,10 @@ class ResidualSum:
             parts.append(output)
 
         def emit_sum(module: nn.Module, args: object, output: Tensor) -> None:
-            branch = output if self.shortcut is None else parts[0]
-            emit(parts.pop() + output, branch)
+            other = parts.pop() if parts else None
+            # Blocks with several branches run their parts once for each, which `TappedDetector` refuses.
+            total = other + output if isinstance(other, Tensor) else other
+            emit(total, output if self.shortcut is None or other is None else other)
 
         if self.shortcut is None:
             return [
@@ -106,7 +103,7 @@ class ModuleOutput:
 
     def attach(self, emit: Emit) -> list[RemovableHandle]:
         def emit_output(module: nn.Module, args: object, output: Tensor) -> None:
-            # Some modules return another type, which `inspect_taps` refuses.
+            # Some modules return another type, which `TappedDetector` refuses.
             emit(output.clone() if self.copy and isinstance(output, Tensor) else output, output)
 
         return [self.module.register_forward_hook(emit_output)]
@@ -164,7 +161,8 @@ def capture(
     *,
     stop: bool = False,
     points: dict[str, GradientPoint] | None = None,
-) -> Iterator[dict[str, Tensor]]:
+    runs: Counter[str] | None = None,
+) -> Iterator[dict[str, Any]]:
     """While active, a forward pass of `backbone` fills the yielded dict: name -> (N, C, H, W).
 
     Args:
@@ -172,17 +170,20 @@ def capture(
         names: of the taps.
         stop: leave the network, and the body of the `with`, as soon as the last tap has been seen.
         points: filled like the yielded dict, with the places at which the taps' gradients can be read.
+        runs: counts how often each tap is seen.
     """
-    features: dict[str, Tensor] = {}
+    features: dict[str, Any] = {}
     handles: list[RemovableHandle] = []
 
     def emitter(name: str) -> Emit:
-        def emit(tensor: Tensor, source: Tensor) -> None:
+        def emit(tensor: Any, source: Any) -> None:
             features[name] = tensor
-            if points is not None:
+            if runs is not None:
+                runs[name] += 1
+            if points is not None and source.requires_grad:
                 points[name] = GradientPoint(source)
             if stop and len(features) == len(set(names)):
-                raise _Complete
+                raise Complete
 
         return emit
 
@@ -190,7 +191,7 @@ def capture(
         for name in names:
             handles += find_tap(backbone, name).attach(emitter(name))
         yield features
-    except _Complete:
+    except Complete:
         pass
     finally:
         for handle in handles:
@@ -213,45 +214,3 @@ def backbone_and_head_taps(names: Sequence[str]) -> tuple[list[str], list[str]]:
     """Returns the taps in the backbone and those in the head, each once."""
     unique = list(dict.fromkeys(names))
     return [n for n in unique if n not in HEAD_TAPS], [n for n in unique if n in HEAD_TAPS]
-
-
-def inspect_taps(detector: nn.Module, names: Sequence[str]) -> dict[str, TapInfo]:
-    """Returns the properties of each tap; the backbone is run once on zeros for it.
-
-    Raises:
-        UnknownTap: the detector has no such tap; or no `backbone` at all.
-    """
-    backbone = getattr(detector, "backbone", None)
-    if not isinstance(backbone, nn.Module):
-        raise UnknownTap(f"{type(detector).__name__} has no `backbone`")
-    names, head_names = backbone_and_head_taps(names)
-    found = {name: find_head(detector).info() for name in head_names}
-    mean, size = cast(Detector, detector).pixel_mean, PROBE_SIZE
-    zeros = torch.zeros(1, len(mean), size, size, device=mean.device)
-    with evaluating(detector), torch.enable_grad(), capture(backbone, names, stop=True) as features:
-        if names:
-            backbone(zeros)
-    for name in names:
-        shape = getattr(features.get(name), "shape", ())
-        if len(shape) != 4:
-            raise UnknownTap(f"its module {name!r} gives no (N, C, H, W) features in a forward pass")
-        found[name] = TapInfo(
-            channels=features[name].shape[1],
-            stride=size // features[name].shape[-1],
-            trainable=features[name].requires_grad,
-            batch_norm=_moments(find_tap(backbone, name).norm),
-        )
-    return found
-
-
-def _moments(norm: nn.Module | None) -> tuple[Tensor, Tensor] | None:
-    """Returns the affine parameters of a batch norm, if they are the mean and deviation of its output."""
-    if not isinstance(norm, (FrozenBatchNorm2d, BatchNorm)) or norm.weight is None:
-        return None
-    if isinstance(norm, FrozenBatchNorm2d):
-        # Model-zoo weights converted from Caffe2 carry the statistics folded into weight and bias.
-        folded_mean = not norm.running_mean.any()
-        folded_variance = torch.allclose(norm.running_var, torch.ones_like(norm.running_var), atol=1e-4)
-        if folded_mean and folded_variance:
-            return None
-    return norm.weight.detach(), norm.bias.detach()

@@ -22,11 +22,13 @@ from mgd_det.config import load_config, student_config
 from mgd_det.config.lazy import build_lazy, image_format, is_lazy, lazy_student, load_lazy
 from mgd_det.config.values import TEACHER_DTYPES
 from mgd_det.detectron2_compat import apply_to_tensors, undo_compile
+from mgd_det.detectron2_types import BatchedInputs
 from mgd_det.errors import ConfigError, building_from_config
 from mgd_det.rng import isolated_rng
 
 from .heads import find_head
-from .taps import backbone_and_head_taps, capture
+from .tapped import BackbonePass, TappedDetector, inference_inputs
+from .taps import backbone_and_head_taps
 from .teacher_compile import compile_between
 
 logger = logging.getLogger("detectron2." + __name__)
@@ -55,6 +57,7 @@ class TeacherSpec:
     dtype: str = ""
     channels_last: bool = False
     compile: bool = False
+    backbone: str = ""
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> TeacherSpec:
@@ -68,6 +71,7 @@ class TeacherSpec:
             node.DTYPE,
             node.CHANNELS_LAST,
             node.COMPILE,
+            node.BACKBONE,
         )
 
     def config(self) -> CfgNode:
@@ -183,7 +187,9 @@ class TeacherSpec:
         return self._wrapped(model, cfg.INPUT.FORMAT)
 
     def _wrapped(self, model: nn.Module, input_format: str) -> Teacher:
-        return Teacher(model, input_format, TEACHER_DTYPES[self.dtype], self.channels_last, self.compile)
+        return Teacher(
+            model, input_format, TEACHER_DTYPES[self.dtype], self.channels_last, self.compile, self.backbone
+        )
 
 
 class Teacher:
@@ -193,12 +199,13 @@ class Teacher:
     `state_dict()`, `train()`, DDP and checkpoints. A copy of the distiller starts without a teacher.
 
     Args:
-        model: a Detectron2 detector with `backbone` and `preprocess_image`.
+        model: a Detectron2 detector.
         input_format: the channel order that it expects, `INPUT.FORMAT` of its config.
         dtype: the precision of its own autocast, float32 for none; None leaves it to the training.
         channels_last: if True, its weights and features are in channels_last memory order.
         compile: if True, `torch.compile` translates the layers between the taps when these are first asked
             for. If that fails, the network goes on as it is, with one warning.
+        backbone: path of the backbone in it, as :class:`~mgd_det.modeling.tapped.TappedDetector` takes it.
     """
 
     def __init__(
@@ -208,8 +215,10 @@ class Teacher:
         dtype: torch.dtype | None = None,
         channels_last: bool = False,
         compile: bool = False,
+        backbone: str = "",
     ) -> None:
         self.model: Any = model.eval().requires_grad_(False)
+        self.tapped = TappedDetector(self.model, backbone)
         self.input_format = input_format
         self.dtype = dtype
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -230,11 +239,16 @@ class Teacher:
         """Apply to its tensors what `.to()`, `.cuda()`, `.half()` ... apply to the student's."""
         apply_to_tensors(self.model, fn)
 
-    def pixels(self, images: Sequence[Tensor], image_format: str) -> Tensor:
-        """Returns the network's input, (N, C, H, W): in its channel order, normalised and padded."""
+    def inputs(self, images: Sequence[Tensor], image_format: str) -> BatchedInputs:
+        """Returns images as its forward pass takes them: in its channel order, and with their sizes.
+
+        Args:
+            images: (C, H, W) each, as the student gets them.
+            image_format: their channel order.
+        """
         if image_format != self.input_format:
             images = [image.flip(0) for image in images]
-        return self.model.preprocess_image([{"image": image} for image in images]).tensor
+        return inference_inputs(images)
 
     @torch.no_grad()
     def features(
@@ -252,23 +266,23 @@ class Teacher:
             name -> (N, Ct, H, W), at the teacher's own normalisation and padding; of taps in the head what
             `heads.py` says.
         """
-        pixels = self.pixels(images, image_format).contiguous(memory_format=self.memory_format)
+        inputs = self.inputs(images, image_format)
         names, head_names = backbone_and_head_taps(names)
-        with self._autocast(pixels.device.type):
-            features, outputs = self._run_backbone(pixels, names, stop=not head_names)
+        with self._autocast(images[0].device.type):
+            run = self._run(inputs, names, whole=bool(head_names))
             if head_names:
-                features.update(find_head(self.model).run(outputs, head_names, student))
-        return features
+                run.features.update(find_head(self.model).run(run.outputs, head_names, student))
+        return run.features
 
-    def _run_backbone(self, pixels: Tensor, names: list[str], *, stop: bool) -> tuple[dict[str, Any], Any]:
-        backbone = self.model.backbone
+    def _run(self, inputs: BatchedInputs, names: list[str], *, whole: bool) -> BackbonePass:
         if self.compile:
+            backbone = self.tapped.backbone
             try:
                 if names != self._compiled_for:
                     undo_compile(backbone)
                     compile_between(backbone, names)
                     self._compiled_for = names
-                return _run_captured(backbone, pixels, names, stop=stop)
+                return self.tapped.run(inputs, names, whole=whole, memory_format=self.memory_format)
             except torch.cuda.OutOfMemoryError:  # would come without the compiler, too
                 raise
             except RuntimeError as error:  # which all errors of torch.compile are
@@ -278,7 +292,7 @@ class Teacher:
             # Not in the handler, where the error still holds the tensors of the pass that failed.
             self.compile = False
             undo_compile(backbone)
-        return _run_captured(backbone, pixels, names, stop=stop)
+        return self.tapped.run(inputs, names, whole=whole, memory_format=self.memory_format)
 
     def _autocast(self, device: str) -> AbstractContextManager[object]:
         if self.dtype is None:
@@ -293,13 +307,3 @@ def _digest(model: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _run_captured(
-    backbone: nn.Module, pixels: Tensor, names: Sequence[str], *, stop: bool
-) -> tuple[dict[str, Any], Any]:
-    """Returns the features at the taps, and the backbone's outputs, None if it was left at the last tap."""
-    outputs = None
-    with capture(backbone, names, stop=stop) as features:
-        outputs = backbone(pixels)
-    return features, outputs

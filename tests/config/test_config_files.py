@@ -17,6 +17,7 @@ from mgd_det.config import load_config, student_config
 from mgd_det.errors import ConfigError
 from mgd_det.modeling.build import build_methods, build_student, check_taps, inspect_student, inspect_teacher
 from mgd_det.modeling.inherit import inherit
+from mgd_det.modeling.tapped import TappedDetector
 from mgd_det.modeling.teacher import TeacherSpec
 from mgd_det.run.main import argument_parser, main
 
@@ -71,7 +72,7 @@ def flat(node, prefix="") -> dict:
 def test_student_and_teacher_build_and_their_taps_fit(name):
     """As DistilledDetector.prepare does, without weights."""
     cfg = config(name)
-    student = build_student(cfg)
+    student = TappedDetector(build_student(cfg))
     if not cfg.DISTILL.ENABLED:
         return
     methods, _ = build_methods(cfg, student)
@@ -79,7 +80,7 @@ def test_student_and_teacher_build_and_their_taps_fit(name):
     spec = TeacherSpec.from_config(cfg)
     infos = inspect_student(student, taps, "DISTILL.METHODS")
     teacher = spec.build(torch.device("cpu"))
-    teacher_infos = inspect_teacher(teacher.model, taps, spec.config_file)
+    teacher_infos = inspect_teacher(teacher.tapped, taps, spec.config_file)
     check_taps(methods, infos, teacher_infos)
     for method in methods.values():
         method.attach(infos, teacher_infos)

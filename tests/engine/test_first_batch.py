@@ -18,6 +18,7 @@ from mgd_det.engine.first_batch import (
     pixel_difference,
     watch_next_batch,
 )
+from mgd_det.errors import ConfigError
 from mgd_det.modeling.detector import NotMatchedError
 
 
@@ -76,10 +77,18 @@ def test_a_good_teacher_raises_no_warning_and_the_cost_is_logged_once(logged):
 
 def test_a_teacher_without_life_is_named_with_the_tap(detector, logged):
     for block in detector.teacher.model.backbone.bottom_up.res4:
-        for parameter in block.parameters():
-            parameter.zero_()
+        for name, parameter in block.named_parameters():
+            if name.startswith(("conv3", "shortcut")):
+                parameter[:400] = 0
     (message,) = logged()["WARNING"]
-    assert message.startswith("512 of the teacher's 512 channels at res4 are constant")
+    assert message.startswith("400 of the teacher's 512 channels at res4 are constant")
+
+
+def test_a_teacher_that_is_constant_throughout_ends_the_run(detector, logged):
+    for parameter in detector.teacher.model.backbone.bottom_up.res4.parameters():
+        parameter.zero_()
+    with pytest.raises(ConfigError, match="all of this teacher's 512 channels at res4 are constant"):
+        logged()
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from mgd_det.errors import UnknownTap
 from mgd_det.modeling.heads import PROPOSALS, DenseHead, ProposalHead, find_head
 from mgd_det.modeling.pairing import unpadded_mask
-from mgd_det.modeling.taps import inspect_taps
+from mgd_det.modeling.tapped import TappedDetector
 
 BOTH = ["head", "predictions"]
 
@@ -79,9 +79,9 @@ def test_what_is_known_of_a_box_head(demo_data, tmp_path, agnostic, outputs):
 
 def test_a_frozen_head_still_teaches_a_backbone(retinanet):
     retinanet.head.requires_grad_(False)
-    assert inspect_taps(retinanet, ["head"])["head"].trainable
+    assert TappedDetector(retinanet).inspect(["head"])["head"].trainable
     retinanet.requires_grad_(False)
-    assert not inspect_taps(retinanet, ["head"])["head"].trainable
+    assert not TappedDetector(retinanet).inspect(["head"])["head"].trainable
 
 
 def test_box_coding_compares_across_kinds_of_config(retinanet):

@@ -13,7 +13,8 @@ from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, Bottlenec
 from torch import nn
 from torch.nn import functional as F
 
-from mgd_det.modeling.taps import UnknownTap, capture, evaluating, find_tap, inspect_taps
+from mgd_det.modeling.tapped import TappedDetector
+from mgd_det.modeling.taps import UnknownTap, capture, evaluating, find_tap
 
 BLOCKS = {
     "basic, identity": lambda: BasicBlock(8, 8),
@@ -170,7 +171,7 @@ def test_an_unknown_tap_is_answered_with_those_there_are(backbone):
 def test_inspection_reports_channels_strides_and_trainability(student_cfg):
     student_cfg.MODEL.BACKBONE.FREEZE_AT = 2
     model = build_student(student_cfg)
-    infos = inspect_taps(model, ["res2", "res3", "res5", "p7"])
+    infos = TappedDetector(model).inspect(["res2", "res3", "res5", "p7"])
     assert [i.channels for i in infos.values()] == [64, 128, 512, 16]
     assert [i.stride for i in infos.values()] == [4, 8, 32, 128]
     assert [i.trainable for i in infos.values()] == [False, True, True, True]
@@ -182,7 +183,7 @@ def test_inspection_changes_nothing(student_cfg):
     modes = [m.training for m in model.modules()]
     state = {k: v.clone() for k, v in model.state_dict().items()}
     random_state = torch.get_rng_state()
-    inspect_taps(model, ["res3", "p3"])
+    TappedDetector(model).inspect(["res3", "p3"])
     assert [m.training for m in model.modules()] == modes
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random_state)
@@ -199,12 +200,12 @@ def test_evaluating_gives_every_module_its_mode_back_after_an_error():
 
 def test_a_module_without_feature_maps_is_no_tap(student_cfg):
     with pytest.raises(UnknownTap, match=r"'bottom_up' gives no \(N, C, H, W\) features"):
-        inspect_taps(build_student(student_cfg), ["bottom_up"])
+        TappedDetector(build_student(student_cfg)).inspect(["bottom_up"])
 
 
 def test_batch_norm_parameters_are_reported_only_where_they_are_moments(student_cfg):
     model = build_student(student_cfg)
-    info = inspect_taps(model, ["res3", "p3"])
+    info = TappedDetector(model).inspect(["res3", "p3"])
     norm = model.backbone.bottom_up.res3[-1].conv2.norm
     assert torch.equal(info["res3"].batch_norm[0], norm.weight)
     assert torch.equal(info["res3"].batch_norm[1], norm.bias)
@@ -213,12 +214,12 @@ def test_batch_norm_parameters_are_reported_only_where_they_are_moments(student_
     frozen = FrozenBatchNorm2d(128)  # as loaded from Caffe2: statistics folded in
     frozen.weight.uniform_()
     model.backbone.bottom_up.res3[-1].conv2.norm = frozen
-    assert inspect_taps(model, ["res3"])["res3"].batch_norm is None
+    assert TappedDetector(model).inspect(["res3"])["res3"].batch_norm is None
     frozen.running_mean.uniform_()  # as loaded from torchvision
-    assert inspect_taps(model, ["res3"])["res3"].batch_norm is not None
+    assert TappedDetector(model).inspect(["res3"])["res3"].batch_norm is not None
 
     model.backbone.bottom_up.res3[-1].conv2.norm = torch.nn.GroupNorm(4, 128)
-    assert inspect_taps(model, ["res3"])["res3"].batch_norm is None
+    assert TappedDetector(model).inspect(["res3"])["res3"].batch_norm is None
 
 
 def build_student(cfg):

@@ -20,7 +20,8 @@ from visualizing.runs import Sample, network_input
 from mgd_det.maths.reducers import REDUCERS
 from mgd_det.methods import TapFeatures
 from mgd_det.modeling.pairing import pair_maps
-from mgd_det.modeling.taps import capture, evaluating, inspect_taps, student_and_teacher_names
+from mgd_det.modeling.tapped import TappedDetector
+from mgd_det.modeling.taps import evaluating, student_and_teacher_names
 from mgd_det.modeling.teacher import Teacher
 
 
@@ -50,14 +51,14 @@ def collect(
         samples: the images, which pass through the networks one by one.
     """
     names = [student_and_teacher_names(tap) for tap in state.taps]
-    infos = inspect_taps(student, [s for s, _ in names])
+    tapped = TappedDetector(student, cfg.DISTILL.BACKBONE)
+    infos = tapped.inspect([s for s, _ in names])
     strides = {name: info.stride for name, info in infos.items() if isinstance(info.stride, int)}
     found = []
     for sample in samples:
         image = network_input(cfg, sample)["image"]
-        pixels = student.preprocess_image([{"image": image}]).tensor
-        with evaluating(student), capture(student.backbone, [s for s, _ in names], stop=True) as ours:
-            student.backbone(pixels)
+        with evaluating(student):
+            ours = tapped.run([{"image": image}], [s for s, _ in names]).features
         theirs = teacher.features([image], cfg.INPUT.FORMAT, [t for _, t in names])
         maps = {}
         for (tap, matching), (s, t) in zip(state.taps.items(), names):
