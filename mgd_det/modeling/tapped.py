@@ -176,8 +176,9 @@ class TappedDetector:
         height, width = PROBE_SIZE
         device = next((p.device for p in self.detector.parameters()), torch.device("cpu"))
         mean = getattr(self.detector, "pixel_mean", None)
-        first = next((m for m in backbone.modules() if isinstance(m, nn.Conv2d)), None)
-        channels = len(mean) if isinstance(mean, Tensor) else first.in_channels if first is not None else 3
+        # Without a mean, the convolution of the fewest channels is the one that takes the images.
+        narrowest = min((m.in_channels for m in backbone.modules() if isinstance(m, nn.Conv2d)), default=3)
+        channels = len(mean) if isinstance(mean, Tensor) else narrowest
         image = torch.zeros(channels, height, width, device=device)
         return inference_inputs([image] * PROBE_IMAGES)
 

@@ -489,12 +489,6 @@ def test_operators_that_a_cpu_lacks(mgd_cfg, refused):
         assert part in error
 
 
-def test_a_teacher_beside_an_architecture_that_would_train_without_it(mgd_cfg, refused):
-    error = refused(mgd_cfg, "MODEL.META_ARCHITECTURE", "RetinaNet")
-    assert "MODEL.META_ARCHITECTURE = 'RetinaNet': would train without the teacher" in error
-    assert "Set MODEL.META_ARCHITECTURE DistilledDetector and DISTILL.STUDENT_ARCHITECTURE RetinaNet" in error
-
-
 def test_evaluating_a_teacher_of_other_classes(mgd_cfg, refused):
     mgd_cfg.DISTILL.TEACHER.OPTS = ["MODEL.RETINANET.NUM_CLASSES", 80]
     error = refused(mgd_cfg, "--eval-teacher")
