@@ -173,7 +173,7 @@ def register(data: Path, split: str, output: Path) -> str:
 def pipeline_config(data: Path, output: Path, kind: str, *opts):
     """A small config of a kind in `STOCK` or `OWN`, whose teacher has the same architecture."""
     architecture, options, tap = STOCK.get(kind) or (kind, [], "res4")
-    cfg = small_config(data, output, *options, "MODEL.META_ARCHITECTURE", architecture)
+    cfg = small_config(data, output, *options, "MODEL.META_ARCHITECTURE", architecture, *opts)
     cfg.DATASETS.REGISTER = []
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (
         (register(data, "train", output),),
