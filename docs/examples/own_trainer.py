@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Matching Guided Distillation (MGD) in a `DefaultTrainer` of your own.
 
-Five numbered lines and an import are of mgd_det; a Detectron2 script has the rest anyway. The config file
+Four numbered lines and an import are of mgd_det; a Detectron2 script has the rest anyway. The config file
 is the student's, in stock keys. The command line names the teacher, like any other key:
 
     python docs/examples/own_trainer.py --config-file my_retinanet_r18.yaml \\
@@ -16,11 +16,16 @@ from typing import Any
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup
 from detectron2.evaluation import COCOEvaluator
+from torch import nn
 
-from mgd_det import RematchHook, add_mgd_config, register_datasets
+from mgd_det import RematchHook, add_mgd_config, register_datasets, wrap
 
 
 class MyTrainer(DefaultTrainer):
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        return wrap(super().build_model(cfg), cfg)  # 1: put a teacher beside the detector
+
     @classmethod
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
@@ -32,12 +37,10 @@ class MyTrainer(DefaultTrainer):
 
 def setup(args: Any) -> CfgNode:
     cfg = get_cfg()
-    add_mgd_config(cfg)  # 1: add the keys of DISTILL
+    add_mgd_config(cfg)  # 2: add the keys of DISTILL
     cfg.merge_from_file(args.config_file)
-    cfg.DISTILL.STUDENT_ARCHITECTURE = cfg.MODEL.META_ARCHITECTURE  # 2: keep the student's architecture
-    cfg.MODEL.META_ARCHITECTURE = "DistilledDetector"  # 3: build it with a teacher beside it
     cfg.merge_from_list(args.opts)
-    register_datasets(cfg)  # 4: only needed for DATASETS.REGISTER
+    register_datasets(cfg)  # 3: only needed for DATASETS.REGISTER
     cfg.freeze()
     default_setup(cfg, args)
     return cfg
@@ -46,7 +49,7 @@ def setup(args: Any) -> CfgNode:
 def main(args: Any) -> None:
     cfg = setup(args)
     trainer = MyTrainer(cfg)
-    trainer.register_hooks([RematchHook(cfg)])  # 5: before resume_or_load, to resume its state
+    trainer.register_hooks([RematchHook(cfg)])  # 4: before resume_or_load, to resume its state
     trainer.resume_or_load(resume=args.resume)
     trainer.train()
 

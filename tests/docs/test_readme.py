@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from argparse import Namespace
 
 from detectron2.config import get_cfg
+from detectron2.engine import DefaultTrainer
+from detectron2.modeling import RetinaNet
 from helpers.commands import ROOT
 
 import mgd_det
+from mgd_det.config import student_config
 
 README = (ROOT / "README.md").read_text()
 DEMO = (ROOT / "docs/demo.md").read_text()
@@ -59,12 +63,20 @@ def test_the_table_of_methods_holds_the_committed_figures():
         assert interval(pair) in section, pair["arm"]
 
 
-def test_the_plug_in_snippet_configures_a_distiller():
-    """Up to the trainer, which is the user's own."""
-    snippet = README.split("```python\n")[1].split("\ntrainer =")[0]
-    snippet = snippet.replace('cfg.merge_from_file("your_student.yaml")\n', "")
-    scope = {"get_cfg": get_cfg}
+def test_the_plug_in_snippet_trains(mgd_cfg, tmp_path):
+    """With a stock trainer for the user's, a small student's file, and a teacher that is here."""
+    stock, teacher = student_config(mgd_cfg), mgd_cfg.DISTILL.TEACHER
+    stock.SOLVER.MAX_ITER, stock.DATASETS.TEST = 2, ()
+    (tmp_path / "your_student.yaml").write_text(stock.dump())
+    snippet = README.split("```python\n")[1].split("```")[0]
+    snippet = snippet.replace("your_student.yaml", str(tmp_path / "your_student.yaml"))
+    snippet = snippet.replace(
+        '"COCO-Detection/retinanet_R_50_FPN_3x.yaml"\n',
+        f'"{teacher.CONFIG_FILE}"\ncfg.DISTILL.TEACHER.WEIGHTS = "{teacher.WEIGHTS}"\n'
+        "cfg.DISTILL.MATCHING.NUM_IMAGES = 4\n",
+    )
+    mgd_det.register_datasets(mgd_cfg)
+    scope = {"get_cfg": get_cfg, "YourTrainer": DefaultTrainer, "args": Namespace(resume=False)}
     exec(snippet, scope)
-    assert scope["cfg"].MODEL.META_ARCHITECTURE == "DistilledDetector"
-    assert scope["RematchHook"] is mgd_det.RematchHook
-    assert "RematchHook(cfg)" in README
+    assert type(mgd_det.student_of(scope["trainer"].model)) is RetinaNet
+    assert "loss_mgd_res4" in (tmp_path / "run/metrics.json").read_text()
