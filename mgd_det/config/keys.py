@@ -76,8 +76,16 @@ def _add_run(cfg: CfgNode) -> None:
     # What to do if the state in the resumed checkpoint does not fit the methods, taps, widths or teacher of
     # this run. If False, the run stops with an error. If True, the methods concerned start afresh.
     cfg.DISTILL.RESUME_FRESH = False
+    # How strongly every distillation loss pulls, relative to the task: the norm of its gradient at its tap,
+    # divided by the norm of the task's gradient there. The program then finds the weights. They are measured
+    # in the first iterations and every GRADIENT_PERIOD iterations from then on, and replace those of the
+    # methods' LOSS_WEIGHTS and WEIGHT keys, of which only a 0 still counts. With 0.0 weights are as given.
+    cfg.DISTILL.STRENGTH = 0.0
+    # The iteration from which the weights of STRENGTH stay as they are; 0 means that they never do.
+    cfg.DISTILL.STRENGTH_UNTIL = 0
     # Log gradient ratios every N iterations; 0 disables it. The ratio is the norm of a distillation loss's
-    # gradient at its tap in the backbone, divided by the norm of the task's gradient there.
+    # gradient at its tap, divided by the norm of the task's gradient there; for a tap in the head both are
+    # taken at the backbone's outputs.
     cfg.DISTILL.GRADIENT_PERIOD = 200
     # The OUTPUT_DIR of a run of the student alone, which the summary at the end compares with.
     cfg.DISTILL.BASELINE = ""

@@ -93,6 +93,8 @@ VALUES: dict[str, Rule] = {
     "SOLVER.AMP.DTYPE": OneOf(tuple(DTYPES)),
     "SOLVER.IMS_PER_BATCH": Range(1, hint="Give a multiple of the number of processes."),
     "DATALOADER.NUM_WORKERS": Range(0, hint="0 loads in the main process."),
+    "DISTILL.STRENGTH": Range(0),
+    "DISTILL.STRENGTH_UNTIL": Range(0),
     "DISTILL.GRADIENT_PERIOD": Range(0),
     "DISTILL.TEACHER.DTYPE": OneOf(tuple(TEACHER_DTYPES)),
     "DISTILL.TEACHER.MIN_AP": Range(0, 100),

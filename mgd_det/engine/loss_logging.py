@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from detectron2.utils.events import get_event_storage
 
-from mgd_det.modeling.detector import DistilledDetector
+from mgd_det.methods import LossInfo
+from mgd_det.modeling.step_plan import StepPlan
 
 
-def log_weights(detector: DistilledDetector, factor: float) -> None:
+def log_weights(losses: Mapping[str, LossInfo], plan: StepPlan) -> None:
     """Log the weight of every loss in this step, as `<loss>/weight`."""
-    for name, info in detector.losses.items():
-        _log(name, "weight", info.weight * factor)
+    for name, info in losses.items():
+        _log(name, "weight", info.weight * plan.factor_of(name))
 
 
-def log_gradient_ratios(detector: DistilledDetector) -> None:
-    """Log, after the backward pass, the gradient ratios of a step that measured them.
+def log_gradient_ratios(ratios: Mapping[str, float], plan: StepPlan) -> None:
+    """Log how strongly each loss has pulled in a step, relative to the task, as `<loss>/gradient_ratio`.
 
-    They are `<loss>/gradient_ratio`, see :meth:`DistilledDetector.take_gradient_ratios`.
+    Args:
+        ratios: of the losses before the step's factors, from `DistilledDetector.take_gradient_ratios`.
+        plan: of the step.
     """
-    for name, ratio in detector.take_gradient_ratios().items():
-        _log(name, "gradient_ratio", ratio)
+    for name, ratio in ratios.items():
+        _log(name, "gradient_ratio", ratio * plan.factor_of(name))
 
 
 def _log(loss: str, what: str, value: float) -> None:

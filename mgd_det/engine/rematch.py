@@ -12,11 +12,14 @@ from mgd_det.errors import ConfigError
 from mgd_det.modeling.detector import DistilledDetector
 from mgd_det.modeling.step_plan import StepPlan
 
+from .automatic_weights import AutomaticWeights
 from .first_batch import FirstBatchHook
 from .loss_logging import log_gradient_ratios, log_weights
 from .matching import MatchingSchedule
 from .schedules import WeightSchedule, due
 from .state_keys import MATCHING_STATE
+
+AUTOMATIC_KEY = "automatic_weights"  # key of their state, beside the methods' names
 
 
 def detector_of(trainer: TrainerBase) -> DistilledDetector:
@@ -48,6 +51,7 @@ class RematchHook(HookBase):
     Args:
         matching: solves the matchings when they are due.
         weights: how much the losses count in each iteration.
+        automatic: finds the weights of single losses; None leaves them as they are given.
         gradient_period: log every `gradient_period` iterations how the losses' gradients compare with the
             task's; 0: never.
     """
@@ -56,10 +60,17 @@ class RematchHook(HookBase):
 
     @configurable
     def __init__(
-        self, *, matching: MatchingSchedule, weights: WeightSchedule, gradient_period: int = 0
+        self,
+        *,
+        matching: MatchingSchedule,
+        weights: WeightSchedule,
+        automatic: AutomaticWeights | None = None,
+        gradient_period: int = 0,
     ) -> None:
         self.matching, self.weights, self.gradient_period = matching, weights, gradient_period
+        self.automatic = automatic or AutomaticWeights(0)
         self.first_batch = FirstBatchHook()
+        self._plan = StepPlan()  # of the latest step
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
@@ -67,6 +78,7 @@ class RematchHook(HookBase):
         return {
             "matching": MatchingSchedule.from_config(cfg),
             "weights": WeightSchedule.from_config(cfg),
+            "automatic": AutomaticWeights.from_config(cfg),
             "gradient_period": cfg.DISTILL.GRADIENT_PERIOD,
         }
 
@@ -78,10 +90,12 @@ class RematchHook(HookBase):
     def plan(self, iteration: int) -> StepPlan:
         """Returns what the detector does in an iteration."""
         factor = self.weights.factor(iteration)
+        measures = due(self.gradient_period, iteration) or self.automatic.measures(iteration)
         return StepPlan(
             factor,
+            self.automatic.scales(self.detector.losses),
             collect_statistics=factor > 0 and self.matching.collects(iteration),
-            measure_gradients=factor > 0 and due(self.gradient_period, iteration),
+            measure_gradients=factor > 0 and measures,
         )
 
     def before_train(self) -> None:
@@ -93,20 +107,29 @@ class RematchHook(HookBase):
         detector, iteration = self.detector, self.trainer.iter
         if not detector.methods:
             return
-        plan = self.plan(iteration)
-        log_weights(detector, plan.loss_factor)
+        self._plan = plan = self.plan(iteration)
+        log_weights(detector.losses, plan)
         if plan.loss_factor > 0:
             self.matching.solve_if_due(detector, iteration)
             self.first_batch.watch(detector)
         detector.plan_step(plan)
 
     def after_step(self) -> None:
-        log_gradient_ratios(self.detector)
-        if self.plan(self.trainer.iter).collect_statistics:
-            self.matching.absorb(self.detector)
+        detector, plan = self.detector, self._plan
+        if plan.measure_gradients:
+            ratios = detector.take_gradient_ratios()
+            log_gradient_ratios(ratios, plan)
+            if self.automatic.measures(self.trainer.iter):
+                self.automatic.take(ratios, detector.losses)
+        if plan.collect_statistics:
+            self.matching.absorb(detector)
 
     def state_dict(self) -> State:
-        return self.detector.distill_state()
+        return {**self.detector.distill_state(), AUTOMATIC_KEY: self.automatic.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
+        state = dict(state)
+        automatic = state.pop(AUTOMATIC_KEY, None)  # checkpoints of before there were any have none
         self.detector.load_distill_state(state)
+        if automatic and self.automatic.strength:
+            self.automatic.load_state_dict(automatic)

@@ -2,13 +2,14 @@
 
 The task's gradient at a tap is the gradient that arrives there in the user's own backward pass, less that of
 the distillation losses. The latter is computed separately, from those losses down to the shallowest tap
-alone. A loss that acts in the head is compared there.
+alone. A loss that acts in the head is compared at the backbone's outputs, which the head is given.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,20 +24,27 @@ class GradientPoint:
     """A place in a network's autograd graph at which gradients are recorded.
 
     Args:
-        tensor: a tensor in the graph, of any shape. The network may change it in place afterwards.
+        tensors: one or more tensors in the graph, of any shapes, which together are the place. The network
+            may change them in place afterwards.
 
     Attributes:
-        edge: the tensor's gradient edge.
-        arrived: the gradient that arrived in the latest backward pass, of the tensor's shape; None before.
+        edges: the tensors' gradient edges.
+        arrived: the gradients that arrived in the latest backward pass, of the tensors' shapes; None before,
+            and where none arrived.
     """
 
-    def __init__(self, tensor: Tensor) -> None:
-        self.edge = get_gradient_edge(tensor)
-        self.arrived: Tensor | None = None
-        tensor.register_hook(self._take)
+    def __init__(self, *tensors: Tensor) -> None:
+        self.edges = [get_gradient_edge(tensor) for tensor in tensors]
+        self.arrived: list[Tensor | None] = [None] * len(tensors)
+        for number, tensor in enumerate(tensors):
+            tensor.register_hook(partial(self._take, number))
 
-    def _take(self, gradient: Tensor) -> None:
-        self.arrived = gradient
+    def _take(self, number: int, gradient: Tensor) -> None:
+        self.arrived[number] = gradient
+
+    def forget(self) -> None:
+        """Forget what has arrived."""
+        self.arrived = [None] * len(self.edges)
 
 
 class GradientRatios:
@@ -45,24 +53,21 @@ class GradientRatios:
     It changes neither the graph nor any gradient of the step.
 
     Args:
-        losses: by name, a scalar loss as it enters the sum that will be differentiated, and the point in
-            the network at which it acts.
-        elsewhere: scalar distillation losses that act at no point, and do not belong to the task either.
+        losses: by name, a scalar loss and the point in the network at which it acts.
+        entered: all scalar distillation losses as they enter the sum that will be differentiated, whatever
+            factors they have there. What arrives at a point beside theirs is the task's.
     """
 
-    def __init__(
-        self, losses: Mapping[str, tuple[Tensor, GradientPoint]], elsewhere: Sequence[Tensor] = ()
-    ) -> None:
+    def __init__(self, losses: Mapping[str, tuple[Tensor, GradientPoint]], entered: Sequence[Tensor]) -> None:
         self._points = {name: point for name, (_, point) in losses.items()}
-        self._own = {name: _gradients(loss, [point])[0].norm() for name, (loss, point) in losses.items()}
+        self._own = {name: _norm(_gradients(loss, [point])[0]) for name, (loss, point) in losses.items()}
         points = list(dict.fromkeys(self._points.values()))
-        every = torch.stack([*(loss for loss, _ in losses.values()), *elsewhere]).sum()
-        self._distilled = dict(zip(points, _gradients(every, points)))
+        self._distilled = dict(zip(points, _gradients(torch.stack(list(entered)).sum(), points)))
         for point in points:  # The differentiation above has left its gradients there.
-            point.arrived = None
+            point.forget()
         # The factor of the user's backward pass, such as a loss scale or one over accumulated steps.
         self._scale: Tensor | None = None
-        next(iter(losses.values()))[0].register_hook(self._take_scale)
+        entered[0].register_hook(self._take_scale)
 
     def _take_scale(self, gradient: Tensor) -> None:
         self._scale = gradient
@@ -78,19 +83,37 @@ class GradientRatios:
             return {}
         found = {}
         for name, point in self._points.items():
-            if point.arrived is None:
-                continue
-            task = (point.arrived.float() / self._scale.float() - self._distilled[point]).norm().item()
+            task = _norm(
+                [
+                    None if arrived is None else arrived.float() / self._scale.float() - _or_zero(distilled)
+                    for arrived, distilled in zip(point.arrived, self._distilled[point])
+                ]
+            ).item()
             if task > 0 and math.isfinite(task):
                 found[name] = self._own[name].item() / task
         return found
 
 
-def _gradients(loss: Tensor, points: list[GradientPoint]) -> list[Tensor]:
-    """Return the gradients of a scalar loss at the points, in float32 and the points' shapes."""
+def _gradients(loss: Tensor, points: list[GradientPoint]) -> list[list[Tensor | None]]:
+    """Return the gradients of a scalar loss at the points' tensors, in float32 and the tensors' shapes.
+
+    A tensor on which the loss does not depend has None.
+    """
+    edges = [edge for point in points for edge in point.edges]
     # PyTorch recommends against running a backward pass under autocast.
     with torch.autocast(loss.device.type, enabled=False):
         found = torch.autograd.grad(
-            loss, [point.edge for point in points], torch.full_like(loss, _SCALE), retain_graph=True
+            loss, edges, torch.full_like(loss, _SCALE), retain_graph=True, allow_unused=True
         )
-    return [gradient.float() / _SCALE for gradient in found]
+    scaled = iter([None if gradient is None else gradient.float() / _SCALE for gradient in found])
+    return [[next(scaled) for _ in point.edges] for point in points]
+
+
+def _norm(gradients: Sequence[Tensor | None]) -> Tensor:
+    """Return the norm of several gradients as one vector; of none it is 0."""
+    norms = [gradient.norm() for gradient in gradients if gradient is not None]
+    return torch.stack(norms).norm() if norms else torch.zeros(())
+
+
+def _or_zero(gradient: Tensor | None) -> Tensor | float:
+    return 0.0 if gradient is None else gradient

@@ -193,8 +193,9 @@ class DistilledDetector(ModuleWithProperties):
         """Returns, after the backward pass of a step that measured gradients, how they compare; once.
 
         Returns:
-            Name of a loss that acts in the backbone -> norm of its gradient at its tap, over the norm of the
-            task losses' gradient there. Empty where nothing was measured since the last call.
+            Name of a loss -> norm of its gradient, before the factors of the step's plan, over the norm of
+            the task losses' gradient: at its tap in the backbone, or for one in the head at the backbone's
+            outputs that the head is given. Empty where nothing was measured since the last call.
         """
         gradients, self._gradients = self._gradients, None  # lets go of the step's graph
         return {} if gradients is None else gradients.ratios()
@@ -230,14 +231,14 @@ class DistilledDetector(ModuleWithProperties):
         with self.capture_student(points) as student:
             outputs = self.student(batched_inputs, *args, **kwargs)
         features = self.pair(student, batched_inputs)
-        distilled = {}
+        losses = {}
         for method in self.methods.values():
             if plan.collect_statistics and method.matches:
                 method.observe(features)
-            for name, loss in method(features).items():
-                distilled[name] = loss * plan.loss_factor
+            losses.update(method(features))
+        distilled = {name: loss * plan.factor_of(name) for name, loss in losses.items()}
         if points is not None:
-            self._gradients = self._compare(distilled, points)
+            self._gradients = self._compare(losses, distilled, points)
         return self._joined(outputs, distilled)
 
     def _joined(self, outputs: Any, losses: Mapping[str, Tensor]) -> Any:
@@ -304,15 +305,17 @@ class DistilledDetector(ModuleWithProperties):
         return paired
 
     def _compare(
-        self, losses: Mapping[str, Tensor], points: Mapping[str, GradientPoint]
+        self,
+        losses: Mapping[str, Tensor],
+        entered: Mapping[str, Tensor],
+        points: Mapping[str, GradientPoint],
     ) -> GradientRatios | None:
-        """Begins a measurement of the losses that act in the backbone; None where none does."""
+        """Begins a measurement of the losses that have a point; None where none has."""
         acting = {
             name: points.get(student_and_teacher_names(info.tap)[0]) for name, info in self.losses.items()
         }
         at = {name: (losses[name], point) for name, point in acting.items() if point is not None}
-        elsewhere = [losses[name] for name, point in acting.items() if point is None]
-        return GradientRatios(at, elsewhere) if at else None
+        return GradientRatios(at, list(entered.values())) if at else None
 
     def _stopped_losses(self) -> dict[str, Tensor]:
         """Zeros under the methods' loss names that still reach all their parameters, as DDP wants."""

@@ -52,7 +52,8 @@ class DenseHead:
     def __init__(self, detector: RetinaNet | FCOS) -> None:
         self.detector, self.head = detector, detector.head
         shapes = detector.backbone.output_shape()
-        self.strides = [shapes[name].stride for name in detector.head_in_features]
+        self.in_features: Sequence[str] = detector.head_in_features
+        self.strides = [shapes[name].stride for name in self.in_features]
 
     def info(self) -> TapInfo:
         """Returns the properties of both taps."""
@@ -94,7 +95,7 @@ class DenseHead:
             taps: names of taps in the head.
             student: not used; see :meth:`ProposalHead.run`.
         """
-        maps = [features[name] for name in self.detector.head_in_features]
+        maps = [features[name] for name in self.in_features]
         if PREDICTIONS not in taps:
             return {HEAD: [self.head.cls_subnet(x) for x in maps]}
         with self.capture(taps) as found:
@@ -157,6 +158,7 @@ class ProposalHead:
 
     def __init__(self, detector: GeneralizedRCNN) -> None:
         self.detector, self.heads = detector, detector.roi_heads
+        self.in_features: Sequence[str] = self.heads.box_in_features
 
     def info(self) -> TapInfo:
         """Returns the properties of both taps."""
@@ -203,7 +205,7 @@ class ProposalHead:
 
     def run(self, features: Mapping[str, Tensor], taps: Sequence[str], student: Captured) -> Captured:
         """Runs as much of the head as the taps need, on the student's proposals."""
-        maps = [features[name] for name in self.heads.box_in_features]
+        maps = [features[name] for name in self.in_features]
         pooled = self.heads.box_pooler(maps, [Boxes(boxes) for boxes in student[PROPOSALS]])
         with self.capture(taps) as found:
             hidden = self.heads.box_head(pooled)

@@ -7,8 +7,8 @@ and that a backbone is inside. What it does before the backbone is left to its o
 from __future__ import annotations
 
 from collections import ChainMap, Counter
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -81,14 +81,27 @@ class TappedDetector:
 
         Args:
             names: of taps in the backbone and in the head.
-            points: filled, by tap in the backbone, with the places at which gradients can be looked at.
+            points: filled, by tap, with the places at which gradients can be looked at. That of a tap in the
+                head is all outputs of the backbone that the head is given.
         """
         names, head_names = backbone_and_head_taps(names)
-        head: AbstractContextManager[Captured] = nullcontext({})
-        if head_names:
-            head = find_head(self.detector).capture(head_names)
-        with capture(self.backbone, names, points=points) as features, head as head_features:
-            yield ChainMap(features, head_features)
+        if not head_names:
+            with capture(self.backbone, names, points=points) as features:
+                yield features
+            return
+        head = find_head(self.detector)
+
+        def mark(module: nn.Module, args: object, outputs: Mapping[str, Tensor]) -> None:
+            given = [outputs[name] for name in head.in_features if outputs[name].requires_grad]
+            if points is not None and given:
+                points.update(dict.fromkeys(head_names, GradientPoint(*given)))
+
+        handle = self.backbone.register_forward_hook(mark)
+        try:
+            with capture(self.backbone, names, points=points) as features, head.capture(head_names) as found:
+                yield ChainMap(features, found)
+        finally:
+            handle.remove()
 
     def run(
         self,

@@ -63,7 +63,7 @@ def suggest_weights(cfg: CfgNode, iterations: int) -> None:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.DISTILL.EXACT_RESUME = False
-    cfg.DISTILL.GRADIENT_PERIOD = max(1, iterations // MEASUREMENTS)
+    cfg.DISTILL.STRENGTH, cfg.DISTILL.GRADIENT_PERIOD = 0.0, max(1, iterations // MEASUREMENTS)
     for key in cfg.DISTILL.SCHEDULE:  # a factor on the losses would hide their weights
         cfg.DISTILL.SCHEDULE[key] = 0
     cfg.freeze()

@@ -23,9 +23,10 @@ def ratios(scale: float = 1.0) -> dict[str, float]:
     loss_b = (b * torch.tensor([[1.0, 0.0]])).sum()  # gradient (1, 0) at b, (2, 0) at a
     b += 1
     task = (b * torch.tensor([[6.0, 8.0]])).sum()  # gradient (6, 8): norm 10 at b, 20 at a
-    measured = GradientRatios({"a": (loss_a, at_a), "b": (loss_b, at_b)})
-    ((task + loss_a + loss_b) * scale).backward()
-    assert torch.allclose(x.grad, scale * torch.tensor([[3 * (3 + 2 + 12), 3 * (4.0 + 16)]]))
+    half_a = loss_a * 0.5  # enters the sum with a factor, which is not part of the ratio
+    measured = GradientRatios({"a": (loss_a, at_a), "b": (loss_b, at_b)}, [half_a, loss_b])
+    ((task + half_a + loss_b) * scale).backward()
+    assert torch.allclose(x.grad, scale * torch.tensor([[3 * (1.5 + 2 + 12), 3 * (2.0 + 16)]]))
     return measured.ratios()
 
 
@@ -40,14 +41,27 @@ def test_losses_that_act_elsewhere_are_not_the_tasks():
     point = GradientPoint(a)
     own = (a * torch.tensor([[3.0, 4.0]])).sum()  # norm 5
     task, other = (a * torch.tensor([[6.0, 8.0]])).sum(), 7 * a.sum()  # of the task alone: norm 10
-    measured = GradientRatios({"own": (own, point)}, [other])
+    measured = GradientRatios({"own": (own, point)}, [own, other])
     (own + task + other).backward()
     assert measured.ratios() == pytest.approx({"own": 0.5})
 
 
 def test_without_a_backward_pass_there_is_no_ratio():
     a = 2 * torch.ones(1, 3, requires_grad=True)
-    assert GradientRatios({"a": (a.square().sum(), GradientPoint(a))}).ratios() == {}
+    loss = a.square().sum()
+    assert GradientRatios({"a": (loss, GradientPoint(a))}, [loss]).ratios() == {}
+
+
+def test_several_tensors_are_one_point_and_a_loss_may_miss_some():
+    x = torch.ones(2, requires_grad=True)
+    a, b = 2 * x, 3 * x
+    point = GradientPoint(a, b)
+    own = 6 * a[0]  # gradients (6, 0) and none
+    task = 3 * a[1] + 4 * b[0]  # (0, 3) and (4, 0): norm 5
+    nothing = own * 0
+    measured = GradientRatios({"own": (own, point)}, [nothing])
+    (nothing + task).backward()
+    assert measured.ratios() == pytest.approx({"own": 6 / 5})
 
 
 @pytest.mark.parametrize("factor", [float("inf"), 0.0])
@@ -55,7 +69,7 @@ def test_overflow_or_a_task_without_gradient_gives_no_ratio(factor):
     a = 2 * torch.ones(1, 3, requires_grad=True)
     point = GradientPoint(a)
     loss = a.square().sum()
-    measured = GradientRatios({"a": (loss, point)})
+    measured = GradientRatios({"a": (loss, point)}, [loss])
     (loss + factor * a.sum()).backward()
     assert measured.ratios() == {}
 
@@ -95,7 +109,7 @@ def test_in_a_real_step_they_are_those_of_separate_backward_passes(detector, lab
         losses = detector(labelled)
     task = sum(loss for name, loss in losses.items() if name not in detector.losses)
     for name, (tap, _) in detector.losses.items():
-        edge = points[tap.split("=")[0]].edge
+        (edge,) = points[tap.split("=")[0]].edges
         own, of_task = (
             torch.autograd.grad(loss, [edge], retain_graph=True)[0].norm() for loss in (losses[name], task)
         )
@@ -117,4 +131,4 @@ def test_a_point_is_before_what_the_network_does_in_place(detector):
     backbone, points = detector.student.backbone, {}
     with capture(backbone, ["res3"], points=points) as features:
         backbone.bottom_up(torch.randn(1, 3, 64, 64))["res3"].sum().backward()
-    assert torch.equal(points["res3"].arrived, (features["res3"] > 0).float())
+    assert torch.equal(points["res3"].arrived[0], (features["res3"] > 0).float())

@@ -1,0 +1,103 @@
+"""Loss weights that are measured instead of chosen, so that all losses pull equally strongly."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any, Callable
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor
+
+from mgd_det.detectron2_types import State
+from mgd_det.distributed import sum_over_ranks
+from mgd_det.methods import LossInfo
+
+from .schedules import due
+
+logger = logging.getLogger("detectron2." + __name__)
+
+FIRST = 10  # measurements in consecutive iterations, at the start
+WINDOW = 4  # measurements over which ratios are smoothed
+
+
+class AutomaticWeights:
+    """Scales every distillation loss so that its gradient is `strength` times as large as the task's.
+
+    The gradients are compared at the loss's tap, see `DistilledDetector.take_gradient_ratios`. They are
+    measured in the first iterations and every `period` iterations from then on, and smoothed in their
+    logarithm. A loss counts nothing before its first measurement.
+
+    Args:
+        strength: the ratio of the two gradients' norms; 0 leaves the weights as they are given.
+        period: iterations from one measurement to the next; 0 measures in the first iterations alone.
+        until: iteration from which the weights stay as they are; 0: no end.
+    """
+
+    def __init__(self, strength: float, period: int = 0, until: int = 0) -> None:
+        self.strength, self.period, self.until = strength, period, until
+        self._left = FIRST if strength else 0
+        self._measured: dict[str, tuple[int, float]] = {}  # number of measurements, smoothed logarithm
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> AutomaticWeights:
+        """Reads DISTILL.STRENGTH, its end, and DISTILL.GRADIENT_PERIOD."""
+        return cls(cfg.DISTILL.STRENGTH, cfg.DISTILL.GRADIENT_PERIOD, cfg.DISTILL.STRENGTH_UNTIL)
+
+    def measures(self, iteration: int) -> bool:
+        """Returns True where the gradients of an iteration are to be compared."""
+        if not self.strength or (self.until and iteration >= self.until):
+            return False
+        return self._left > 0 or due(self.period, iteration)
+
+    def scales(self, losses: Mapping[str, LossInfo]) -> dict[str, float]:
+        """Returns the factor of every loss, by name; empty where the weights stay as they are given."""
+        if not self.strength:
+            return {}
+        ratios = {name: math.exp(self._measured[name][1]) for name in losses if name in self._measured}
+        return {name: self.strength / ratios[name] if name in ratios else 0.0 for name in losses}
+
+    def take(
+        self,
+        ratios: Mapping[str, float],
+        losses: Mapping[str, LossInfo],
+        sum_over_ranks: Callable[[Tensor], None] = sum_over_ranks,
+    ) -> None:
+        """Take up a measurement, of all processes together.
+
+        Args:
+            ratios: by loss, as `DistilledDetector.take_gradient_ratios` gives them in this process.
+            losses: all of the detector's.
+            sum_over_ranks: replaces a tensor, in place, by its sum over all processes.
+        """
+        logs = [math.log(ratios[name]) if ratios.get(name, 0) > 0 else math.nan for name in losses]
+        found = torch.tensor([logs, [1.0] * len(logs)], dtype=torch.float64)
+        found[:, found[0].isnan()] = 0
+        sum_over_ranks(found)
+        for name, total, count in zip(losses, *found.tolist()):
+            if count:
+                number, before = self._measured.get(name, (0, 0.0))
+                number = min(number + 1, WINDOW)
+                self._measured[name] = number, before + (total / count - before) / number
+        if self._left:
+            self._left -= 1
+            if not self._left:
+                weights = {name: losses[name].weight * scale for name, scale in self.scales(losses).items()}
+                logger.info(
+                    "DISTILL.STRENGTH %g gives the weights %s",
+                    self.strength,
+                    ", ".join(f"{name} {weight:.3g}" for name, weight in weights.items()),
+                )
+
+    def state_dict(self) -> State:
+        """Returns what a resumed run needs: plain numbers by name."""
+        return {"left": self._left, "measured": {name: list(pair) for name, pair in self._measured.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up the state of an earlier run; a loss that it did not have is measured anew."""
+        self._left = int(state["left"])
+        self._measured = {
+            name: (int(number), float(log)) for name, (number, log) in state["measured"].items()
+        }
