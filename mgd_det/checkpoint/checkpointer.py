@@ -18,7 +18,13 @@ from torch import nn
 
 from mgd_det.errors import ConfigError
 
-from .torchvision_weights import as_checkpoint, is_torchvision_resnet
+from .torchvision_weights import (
+    TORCHVISION_PREFIX,
+    as_checkpoint,
+    is_of_network_inside,
+    is_torchvision_resnet,
+    torchvision_file,
+)
 
 logger = logging.getLogger("detectron2." + __name__)
 
@@ -134,7 +140,9 @@ class ReportingCheckpointer(DetectionCheckpointer):
             "fetch the file elsewhere and give its path."
         )
         try:
-            return super().load(path, checkpointables)
+            # As it is, since the names in it depend on the model.
+            source = torchvision_file(path) if path.startswith(TORCHVISION_PREFIX) else path
+            return super().load(source, checkpointables)
         except ConfigError:
             raise
         except (FileNotFoundError, IsADirectoryError, AssertionError) as error:
@@ -179,7 +187,10 @@ class ReportingCheckpointer(DetectionCheckpointer):
                 f"is not a whole weight file ({reason})",
                 self._damaged_remedy,
             ) from error
-        return as_checkpoint(state) if is_torchvision_resnet(state) else checkpoint
+        names = self.model.state_dict().keys()
+        if is_torchvision_resnet(state) or is_of_network_inside(state, names):
+            return as_checkpoint(state, names)
+        return checkpoint
 
     def save(self, name: str, **kwargs: object) -> None:
         """Save as Detectron2 does; a kill at any moment leaves the old files or the new ones."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import IO
 
 import torch
@@ -30,6 +30,19 @@ def is_torchvision_resnet(state: Mapping[str, object]) -> bool:
     return "conv1.weight" in state and "layer1.0.conv1.weight" in state
 
 
+def is_of_network_inside(state: Mapping[str, object], names: Collection[str]) -> bool:
+    """Returns True if a state dict is that of a network which a model contains under its own names.
+
+    This is told by the first tensor of either library's files, which belongs to the network's first layer.
+
+    Args:
+        state: tensors by name.
+        names: those of the model's tensors.
+    """
+    first = "layer1.0.conv1.weight" if is_torchvision_resnet(state) else next(iter(state), "")
+    return first not in names and any(name.endswith(f".{first}") for name in names)
+
+
 def convert_torchvision_resnet(state: Mapping[str, object]) -> dict[str, object]:
     """Rename torchvision's ResNet tensors to Detectron2's `stem.*`, `res2.*` ..; the classifier is
     dropped. Values stay as they are: the weights expect RGB input in torchvision's normalisation."""
@@ -47,17 +60,14 @@ class TorchvisionPathHandler(PathHandler):
     """Makes `torchvision://resnet18`, `torchvision://ResNet50_Weights.IMAGENET1K_V2` and
     `torchvision://path/of/a/file.pth` paths that any Detectron2 checkpointer can load.
 
-    A bare model name means its IMAGENET1K_V1 weights.
+    A bare model name means its IMAGENET1K_V1 weights. ResNets get Detectron2's names.
     """
 
     def _get_supported_prefixes(self) -> list[str]:
         return [TORCHVISION_PREFIX]
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: object) -> str:
-        # Detectron2's main passes paths through urllib, which makes ":///" of a full path ":/".
-        source = path[len(TORCHVISION_PREFIX) :]
-        source = source[2:] if source.startswith("//") else source
-        original = source if os.path.isfile(source) else PathManager.get_local_path(_url(source))
+        original = torchvision_file(path)
         # Keyed by content, so that a changed file is converted anew.
         with open(original, "rb") as f:
             digest = hashlib.sha256(f.read()).hexdigest()[:16]
@@ -84,6 +94,18 @@ class TorchvisionPathHandler(PathHandler):
 PathManager.register_handler(TorchvisionPathHandler(), allow_override=True)
 
 
+def torchvision_file(path: str) -> str:
+    """Returns the local path of torchvision's own file that a path such as `torchvision://resnet18` names.
+
+    Raises:
+        FileNotFoundError: there is no such file, and no such model or weights.
+    """
+    # Detectron2's main passes paths through urllib, which makes ":///" of a full path ":/".
+    source = path[len(TORCHVISION_PREFIX) :]
+    source = source[2:] if source.startswith("//") else source
+    return source if os.path.isfile(source) else PathManager.get_local_path(_url(source))
+
+
 def _url(name: str) -> str:
     try:
         if "." in name:
@@ -95,10 +117,17 @@ def _url(name: str) -> str:
         ) from error
 
 
-def as_checkpoint(state: Mapping[str, object]) -> dict[str, object]:
-    """Returns a state dict of torchvision as a checkpoint that Detectron2 fits to its models by suffix."""
-    return {
-        "model": convert_torchvision_resnet(state),
-        "__author__": "torchvision",
-        "matching_heuristics": True,
-    }
+def as_checkpoint(state: Mapping[str, object], names: Collection[str] = ()) -> dict[str, object]:
+    """Returns a state dict of torchvision as a checkpoint that Detectron2 fits to its models by suffix.
+
+    ResNets are renamed for Detectron2's, unless the model has torchvision's network inside.
+
+    Args:
+        state: tensors by name.
+        names: those of the model's tensors, where they are known.
+    """
+    if is_torchvision_resnet(state) and not is_of_network_inside(state, names):
+        model = convert_torchvision_resnet(state)
+    else:
+        model = {n: tensor for n, tensor in state.items() if not n.endswith("num_batches_tracked")}
+    return {"model": model, "__author__": "torchvision", "matching_heuristics": True}

@@ -14,6 +14,7 @@ DISTILLER = "DistilledDetector"  # MODEL.META_ARCHITECTURE of a student with a t
 def add_mgd_config(cfg: CfgNode) -> None:
     """Add the keys of this project to a Detectron2 config, in place."""
     _add_to_stock_sections(cfg)
+    _add_torchvision(cfg)
     cfg.DISTILL = CfgNode()
     _add_run(cfg)
     _add_teacher(cfg)
@@ -51,6 +52,21 @@ def _add_to_stock_sections(cfg: CfgNode) -> None:
     # The optimizer: "SGD", as in stock Detectron2, or "AdamW". Both use SOLVER.BASE_LR and
     # SOLVER.WEIGHT_DECAY.
     cfg.SOLVER.OPTIMIZER = "SGD"
+
+
+def _add_torchvision(cfg: CfgNode) -> None:
+    # Backbones made from a classification network of torchvision or timm, where MODEL.BACKBONE.NAME is
+    # "build_torchvision_backbone" (the network alone), "build_retinanet_torchvision_fpn_backbone" or
+    # "build_torchvision_fpn_backbone" (with an FPN for RetinaNet, or for R-CNNs). MODEL.BACKBONE.FREEZE_AT
+    # freezes its stages as those of ResNets.
+    cfg.MODEL.TORCHVISION = CfgNode()
+    # The network: a name of torchvision's, such as "mobilenet_v2", or "timm/" and a name of timm's.
+    cfg.MODEL.TORCHVISION.NAME = ""
+    # The stages that the network returns: "res2" to "res5" are its last features at the strides 4 to 32.
+    cfg.MODEL.TORCHVISION.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    # "FrozenBN" freezes parameters and statistics of all batch norms, for pre-trained weights; "BN" trains
+    # them.
+    cfg.MODEL.TORCHVISION.NORM = "FrozenBN"
 
 
 def _add_run(cfg: CfgNode) -> None:

@@ -102,13 +102,19 @@ def _keys(cfg: CfgNode, prefix: str = "") -> list[str]:
 
 
 def student_config(cfg: CfgNode) -> CfgNode:
-    """Returns the config of the student alone in stock keys, from which stock Detectron2 builds it."""
+    """Returns the config of the student alone in stock keys, from which stock Detectron2 builds it.
+
+    Only a student that is made from a network of torchvision or timm keeps `MODEL.TORCHVISION`.
+    """
     stock = get_cfg()
     student = cfg.clone()
     student.defrost()
     if student.MODEL.META_ARCHITECTURE == DISTILLER:
         student.MODEL.META_ARCHITECTURE = student.DISTILL.STUDENT_ARCHITECTURE
+    torchvision = student.MODEL.TORCHVISION
     _drop_added_keys(student, stock)
+    if torchvision.NAME:
+        student.MODEL.TORCHVISION = torchvision
     return student
 
 

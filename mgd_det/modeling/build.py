@@ -16,6 +16,7 @@ from mgd_det.errors import ConfigError, UnknownTap, building_from_config
 from mgd_det.methods import PREDICTIONS, AssignmentControl, Method, TapInfo, find_method, method_defaults
 from mgd_det.rng import isolated_rng
 
+from . import torchvision_backbone as torchvision_backbone  # which adds its builders to Detectron2's registry
 from .tapped import TappedDetector
 from .taps import student_and_teacher_names
 from .teacher import CONFIG_KEY, Teacher, TeacherSpec

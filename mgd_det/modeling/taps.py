@@ -72,7 +72,7 @@ class ResidualSum:
 
 
 class BackboneOutput:
-    """An entry of the dict that the backbone returns."""
+    """An entry of the dict that the backbone, or the network below its FPN, returns."""
 
     norm: nn.Module | None = None
 
@@ -131,18 +131,27 @@ def find_tap(backbone: nn.Module, name: str) -> Tap:
         if isinstance(blocks, nn.Sequential) and _is_residual(blocks[-1])
     }
     modules = dict(backbone.named_modules())
-    output_shape: Callable[[], dict[str, ShapeSpec]] = getattr(backbone, "output_shape", dict)
-    outputs = [output for output in output_shape() if output not in stages and output not in modules]
+    outputs = {
+        output: network
+        for network in (bottom_up, backbone)
+        for output in _output_names(network)
+        if output not in stages and output not in modules
+    }
     if name in stages:
         return ResidualSum(stages[name][-1])
     if name.endswith("_relu") and name[: -len("_relu")] in stages:
         return ModuleOutput(stages[name[: -len("_relu")]], copy=False)
     if name in outputs:
-        return BackboneOutput(backbone, name)
+        return BackboneOutput(outputs[name], name)
     if name and name in modules:
         return ModuleOutput(modules[name], copy=True)
     stages_relu = [f"{stage}_relu" for stage in stages]
     raise UnknownTap(f"it has the taps {[*stages, *stages_relu, *outputs]}, and its modules' paths")
+
+
+def _output_names(network: nn.Module) -> list[str]:
+    output_shape: Callable[[], dict[str, ShapeSpec]] = getattr(network, "output_shape", dict)
+    return list(output_shape())
 
 
 def _is_residual(block: nn.Module) -> bool:
