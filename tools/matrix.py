@@ -37,7 +37,8 @@ from mgd_det.run.metrics import read_metrics
 IMAGES = ("--train", 8, "--val", 6, "--test", 6)
 STEPS, MORE_STEPS = 5, 3  # before and after resuming
 
-# A process that knows nothing of this project loads the runs in these folders.
+# A process that knows nothing of this project loads the runs in these folders. Only backbones from
+# torchvision need this project's code.
 STOCK = """
 import sys, torch
 from detectron2.config import LazyConfig, get_cfg, instantiate
@@ -45,15 +46,19 @@ from detectron2.modeling import build_model
 
 for folder in sys.argv[1:]:
     path = folder + "/student_config.yaml"
-    if "_target_:" in open(path).read():
+    text = open(path).read()
+    if "_target_:" in text:
         model = instantiate(LazyConfig.load(path).model)
     else:
         cfg = get_cfg()
+        if "TORCHVISION:" in text:
+            from mgd_det import add_mgd_config
+            add_mgd_config(cfg)
         cfg.merge_from_file(path)
         model = build_model(cfg)
     saved = torch.load(folder + "/model_final.pth", weights_only=True)
     model.load_state_dict(saved["model"], strict=True)
-assert not [name for name in sys.modules if name.startswith("mgd_det")]
+    assert "TORCHVISION:" in text or not [name for name in sys.modules if name.startswith("mgd_det")]
 """
 
 Run = Callable[[Sequence[Word]], "tuple[int, str]"]  # of a script's path and arguments: exit code and output
@@ -236,9 +241,10 @@ with {versions} ({machine}): {works} of {count} pairs work.
 
 - *r18*, *r34*, *r50* and *r101* are ResNets. Those of bottlenecks are narrowed to WIDTH_PER_GROUP 16 and
   RES2_OUT_CHANNELS 128, except in FCOS. *x50* is ResNeXt-50 32x8d; *regnet* and *regnet_small* are
-  RegNetX-800MF and -200MF.
-- *faster* and *mask* are Faster and Mask R-CNN with an FPN. FCOS and the RegNets are described by
-  LazyConfigs.
+  RegNetX-800MF and -200MF. Other names are torchvision's; stock Detectron2 loads these students after
+  `add_mgd_config(cfg)`.
+- *faster* and *mask* are Faster and Mask R-CNN with an FPN. FCOS, *regnet* and *regnet_small* are described
+  by LazyConfigs.
 - *mgd* compares res3 to res5, *imitation* and *channel_mlp* compare p3 to p5, *lsh* and *logits* compare
   the heads, unless taps follow. `a=b` compares the student's a with the teacher's b. *inherit* stands for
   `DISTILL.INHERIT`.

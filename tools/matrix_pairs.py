@@ -41,6 +41,10 @@ retinanet-regnet  retinanet-regnet_small  all mgd:bottom_up.s2,bottom_up.s3,bott
 retinanet-regnet  retinanet-r18           mgd:res3=bottom_up.s2,res4=bottom_up.s3 imitation:p4
 retinanet-r50     retinanet-regnet_small  mgd:bottom_up.s2=res3,bottom_up.s4.b1=res5_relu channel_mlp
 faster-r50        retinanet-regnet_small  mgd:bottom_up.s1=res2 imitation:bottom_up.s3=res4,p5 lsh:p3
+
+retinanet-r50             retinanet-mobilenet_v2     all
+faster-r50                faster-shufflenet_v2_x0_5  all
+retinanet-regnet_y_400mf  retinanet-r18              mgd imitation
 """
 
 # Kinds of detectors: what each adds to SMALL.
@@ -66,7 +70,8 @@ MASK = [
 ]
 KINDS: dict[str, list[Any]] = {"retinanet": [], "fcos": [], "faster": FASTER, "mask": [*FASTER, *MASK]}
 
-# Backbones. FCOS, and all on a RegNet, are described by a LazyConfig.
+# Backbones; other names are those of torchvision's networks. FCOS, and all on a RegNet of Detectron2's, are
+# described by a LazyConfig.
 RESNETS = ["DEPTH", "NUM_GROUPS", "WIDTH_PER_GROUP", "RES2_OUT_CHANNELS"]
 BACKBONES = {
     "r18": (18, 1, 64, 64),
@@ -135,6 +140,9 @@ def network_config(name: str, folder: Path, data: Path) -> CfgNode:
         path = folder / f"{name}.py"
         path.write_text(LAZY.format(kind=kind, backbone=part))
         cfg.DISTILL.STUDENT_ARCHITECTURE = str(path)
+    elif backbone not in BACKBONES:
+        cfg.MODEL.TORCHVISION.NAME, cfg.MODEL.TORCHVISION.NORM = backbone, "BN"
+        cfg.MODEL.BACKBONE.NAME = cfg.MODEL.BACKBONE.NAME.replace("resnet", "torchvision")
     else:
         sizes_by_key = zip(RESNETS, BACKBONES[backbone])
         cfg.merge_from_list([x for key, size in sizes_by_key for x in (f"MODEL.RESNETS.{key}", size)])

@@ -1,10 +1,11 @@
 """Backbones made from the classification networks of torchvision and timm, without code for any one of them.
 
-torchvision's feature extraction traces a network into its single operations. The stages are found by the sizes
-of what these return: `res2` to `res5` are the last features at the strides 4, 8, 16 and 32 that lie outside the
-modules in which the next stride begins. In a ResNet this is the output of a stage, and in MobileNets the narrow
-output of a block, as in timm's `features_only` networks (the wide layers by which a block expands its
-input belong to that block). `res5` includes a last convolution before the pooling, as in torchvision's detectors.
+torchvision's feature extraction traces a network into its single operations. The stages are found by the
+sizes of what these return: `res2` to `res5` are the last features at the strides 4, 8, 16 and 32 that lie
+outside the modules in which the next stride begins. In a ResNet this is the output of a stage, and in
+MobileNets the narrow output of a block, as in timm's `features_only` networks (the wide layers by which a
+block expands its input belong to that block). `res5` includes a last convolution before the pooling, as in
+torchvision's detectors.
 """
 
 from __future__ import annotations
@@ -47,17 +48,18 @@ class FeatureMap(NamedTuple):
 class TorchvisionBackbone(Backbone):
     """The stages of a classification network.
 
-    The network itself is `network`, in which all parameters keep the names that they have in torchvision or timm;
-    the parts behind the last stage are left out.
+    The network itself is `network`, in which all parameters keep the names that they have in torchvision or
+    timm; the parts behind the last stage are left out.
 
     Args:
         network: a convolutional network for RGB images in the normalisation of its library, for example
             `torchvision.models.get_model("mobilenet_v2")`.
         out_features: the names of the stages to return, of "res2" to "res5".
-        freeze_at: freezes the first parts of the network: 1 those before stride 4 (a network that begins with
-            stride 4 has none), 2 also all that `res2` is computed by, and so on until 5. 0 freezes nothing.
-        norm: "FrozenBN" freezes all batch norms; "BN" leaves them as the network has them. A frozen batch norm
-            trains neither its parameters nor its statistics. Norms of other kinds are always left as they are.
+        freeze_at: freezes the first parts of the network: 1 those before stride 4 (there are none where the
+            first module already leads to it, as in ConvNeXt), 2 also all that `res2` is computed by, and so on
+            until 5. 0 freezes nothing.
+        norm: "FrozenBN" freezes all batch norms; "BN" leaves them as the network has them. A frozen batch
+            norm trains neither its parameters nor its statistics. Norms of other kinds stay as they are.
 
     Raises:
         ValueError: the network cannot be traced, has no such stages, or `norm` is unknown.
@@ -113,7 +115,7 @@ class TorchvisionBackbone(Backbone):
     def train(self, mode: bool = True) -> TorchvisionBackbone:
         super().train(mode)
         for module in self.modules():
-            # As a module, and not as Detectron2's FrozenBatchNorm2d, which lacks the activations that timm's have.
+            # Not converted to Detectron2's FrozenBatchNorm2d, which lacks the activations that timm's have.
             if isinstance(module, BatchNorm) and not any(p.requires_grad for p in module.parameters()):
                 module.eval()
         return self
@@ -123,7 +125,7 @@ def build_network(name: str) -> nn.Module:
     """Returns a classification network with random weights.
 
     Args:
-        name: a name that `torchvision.models.list_models` knows, or "timm/" and one that `timm.list_models` knows.
+        name: a name of `torchvision.models.list_models`, or "timm/" and one of `timm.list_models`.
 
     Raises:
         ConfigError: there is no such network, or timm is not installed.
@@ -170,19 +172,20 @@ def find_stages(network: nn.Module) -> dict[str, FeatureMap]:
 
 
 def _end(maps: Sequence[FeatureMap], stride: int) -> int:
-    """Returns the index behind a stage: of the outermost module that leads from its stride to the next alone."""
-    for first, found in enumerate(maps):
-        if found.stride > stride:
-            break
-    else:
+    """Returns the index behind a stage, at which the module that leads from its stride to the next begins.
+
+    It is the outermost one that contains no other strides.
+    """
+    found = next((found for found in maps if found.stride > stride), None)
+    if found is None:
         return len(maps)
     parts = found.node.split(".")
     for depth in range(1, len(parts)):
-        module = [*parts[:depth], ""]
-        inside = [i for i, m in enumerate(maps) if m.node.startswith(".".join(module))]
-        if {maps[i].stride for i in inside} <= {stride, found.stride}:
+        module = ".".join([*parts[:depth], ""])
+        inside = [number for number, m in enumerate(maps) if m.node.startswith(module)]
+        if {maps[number].stride for number in inside} <= {stride, found.stride}:
             return inside[0]
-    return first
+    return maps.index(found)
 
 
 def _feature_maps(network: nn.Module) -> list[FeatureMap]:

@@ -28,6 +28,7 @@ SHORT = [
 ]
 # Other commands in short, by their script: what is appended. Their own tests run more of them.
 SHORTER = {
+    "tools/backbones.py": [],
     "tools/benchmark.py": ["--report", "performance.md"],  # measures nothing
     "tools/compare.py": ["--report-only"],
     "tools/draw_detections.py": [],
