@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-import _checkout as _checkout  # which finds the package
+import _checkout
 from commandline import argument_parser, bad_input_in_one_line, say
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec

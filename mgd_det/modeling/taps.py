@@ -1,9 +1,9 @@
 """Reading features out of stock Detectron2 networks, through hooks that live for one forward pass.
 
 The taps `res2` to `res5` are the residual sums of a ResNet stage's last block *before* the ReLU, `res2_relu`
-to `res5_relu` the same after it; `p2` to `p7` are outputs of the FPN, which have no ReLU. In backbones that are
-no ResNets, every name under which they return features is a tap, such as `res2` to `res5`. Any other name is
-the path of a module inside the backbone. `student_name=teacher_name` takes another tap of the teacher. The
+to `res5_relu` the same after it; `p2` to `p7` are outputs of the FPN, which have no ReLU. In backbones that
+are no ResNets, every name under which they return features is a tap. Any other name is the path of a module
+inside the backbone. `student_name=teacher_name` takes another tap of the teacher. The
 taps `head` and `predictions` are described in `heads.py`.
 """
 

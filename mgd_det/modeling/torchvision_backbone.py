@@ -56,8 +56,8 @@ class TorchvisionBackbone(Backbone):
             `torchvision.models.get_model("mobilenet_v2")`.
         out_features: the names of the stages to return, of "res2" to "res5".
         freeze_at: freezes the first parts of the network: 1 those before stride 4 (there are none where the
-            first module already leads to it, as in ConvNeXt), 2 also all that `res2` is computed by, and so on
-            until 5. 0 freezes nothing.
+            first module already leads to it, as in ConvNeXt), 2 also all that `res2` is computed by, and so
+            on until 5. 0 freezes nothing.
         norm: "FrozenBN" freezes all batch norms; "BN" leaves them as the network has them. A frozen batch
             norm trains neither its parameters nor its statistics. Norms of other kinds stay as they are.
 
