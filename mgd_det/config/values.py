@@ -187,7 +187,21 @@ def _check_sampler(cfg: CfgNode) -> None:
         )
 
 
-_CHECKS: tuple[Callable[[CfgNode], None], ...] = (_check_device, _check_steps, _check_decay, _check_sampler)
+def _check_backbone(cfg: CfgNode) -> None:
+    name = cfg.MODEL.BACKBONE.NAME
+    if cfg.MODEL.TORCHVISION.NAME and "_resnet_" in name:
+        problem = f"does not use MODEL.TORCHVISION.NAME, which is {cfg.MODEL.TORCHVISION.NAME!r}"
+        remedy = f'Set "{name.replace("_resnet_", "_torchvision_")}", or leave MODEL.TORCHVISION.NAME empty.'
+        raise ConfigError("MODEL.BACKBONE.NAME", name, problem, remedy)
+
+
+_CHECKS: tuple[Callable[[CfgNode], None], ...] = (
+    _check_device,
+    _check_steps,
+    _check_decay,
+    _check_sampler,
+    _check_backbone,
+)
 
 
 def _check_batch(cfg: CfgNode, num_processes: int) -> None:

@@ -71,6 +71,17 @@ def test_a_value_at_the_edge_is_allowed(cfg, key, value):
     check_values(cfg)
 
 
+def test_a_network_of_torchvision_that_no_builder_would_use(cfg):
+    cfg.MODEL.TORCHVISION.NAME = "mobilenet_v2"
+    message = (
+        r"NAME = 'build_retinanet_resnet_fpn_backbone': .*Set \"build_retinanet_torchvision_fpn_backbone"
+    )
+    with pytest.raises(ConfigError, match=message):
+        check_values(cfg)
+    cfg.MODEL.BACKBONE.NAME = "build_retinanet_torchvision_fpn_backbone"
+    check_values(cfg)
+
+
 @pytest.mark.parametrize("entry", [Trainer, RematchHook, DistilledDetector])
 def test_scripts_without_the_command_are_checked_as_well(entry, mgd_cfg):
     mgd_cfg.DISTILL.MATCHING.PERIOD = -1
