@@ -213,8 +213,12 @@ def _extractor(network: nn.Module, nodes: dict[str, str]) -> nn.Module:
 
 
 def _tracing(network: nn.Module) -> dict[str, object]:
-    """Returns options of the tracer by which batch norms of all classes stay modules, which have a mode."""
-    return {"leaf_modules": list({type(m) for m in network.modules() if isinstance(m, BatchNorm)})}
+    """Returns options of the tracer by which norms of all classes stay modules.
+
+    Batch norms need their mode, and the optimiser finds all norms by their classes.
+    """
+    norms = (BatchNorm, nn.LayerNorm, nn.GroupNorm)
+    return {"leaf_modules": list({type(m) for m in network.modules() if isinstance(m, norms)})}
 
 
 @BACKBONE_REGISTRY.register()

@@ -72,6 +72,7 @@ def test_a_value_at_the_edge_is_allowed(cfg, key, value):
 
 
 def test_a_network_of_torchvision_that_no_builder_would_use(cfg):
+    cfg.MODEL.BACKBONE.NAME = "build_retinanet_resnet_fpn_backbone"
     cfg.MODEL.TORCHVISION.NAME = "mobilenet_v2"
     message = (
         r"NAME = 'build_retinanet_resnet_fpn_backbone': .*Set \"build_retinanet_torchvision_fpn_backbone"

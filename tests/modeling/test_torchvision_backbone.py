@@ -13,6 +13,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyCall, instantiate
 from detectron2.modeling import FPN, build_backbone, build_model
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
+from detectron2.solver.build import get_default_optimizer_params
 from torch import nn
 from torch.nn import functional as F
 
@@ -115,14 +116,26 @@ def test_stages_that_are_frozen(freeze_at, modules):
     assert frozen == [f"features.{number}" for number in range(modules)]
 
 
+def small_convnext() -> nn.Module:
+    block = torchvision.models.convnext.CNBlockConfig
+    return torchvision.models.convnext.ConvNeXt([block(8, 8, 1)] * 3 + [block(8, None, 1)])
+
+
 def test_a_network_that_begins_with_stride_4_has_no_stem():
-    network = torchvision.models.convnext.ConvNeXt(
-        [torchvision.models.convnext.CNBlockConfig(8, 8, 1)] * 3
-        + [torchvision.models.convnext.CNBlockConfig(8, None, 1)]
-    )
     for freeze_at, frozen in ((1, []), (2, ["features.0", "features.1"])):
-        backbone = TorchvisionBackbone(network=network, out_features=STAGES, freeze_at=freeze_at)
+        backbone = TorchvisionBackbone(network=small_convnext(), out_features=STAGES, freeze_at=freeze_at)
         assert frozen_parts(backbone, 2) == frozen
+
+
+def test_the_optimizer_finds_the_norms():
+    """Detectron2 tells them by their classes, for SOLVER.WEIGHT_DECAY_NORM."""
+    backbone = TorchvisionBackbone(network=small_convnext(), out_features=STAGES)
+    groups = get_default_optimizer_params(backbone, base_lr=1.0, weight_decay=0.5, weight_decay_norm=0.25)
+    found = {p: group["weight_decay"] for group in groups for p in group["params"]}
+    norms = [m for m in backbone.modules() if isinstance(m, nn.LayerNorm)]
+    assert len(norms) == 8  # of the stem, 3 reductions and 4 blocks
+    assert {found[m.weight] for m in norms} == {0.25}
+    assert list(found.values()).count(0.25) == 16
 
 
 def test_the_stem_of_a_resnet_is_what_detectron2_freezes():
