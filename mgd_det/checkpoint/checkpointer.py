@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import pickle
 import re
+import time
+import zipfile
 from collections import Counter
+from collections.abc import Mapping
 from typing import IO, Any, Callable, NamedTuple
 
 import numpy as np
@@ -55,6 +59,10 @@ class _PlainUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
+BACKBONES = ("backbone.bottom_up.", "backbone.")  # prefixes of a pre-trained network, the narrower one first
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_RETRIES = 5
+MOST_INFLATION = 10  # times a weight file's size that its content may have
 MOST_SHAPES = 4  # the number of mismatches that a report lists
 
 
@@ -94,6 +102,7 @@ class ReportingCheckpointer(DetectionCheckpointer):
         key: the config key that weights come from, for messages.
         role: what the model is called in the log.
         trusted: load files that hold arbitrary Python objects.
+        retry_seconds: the time between two attempts to write to a full disk.
     """
 
     def __init__(
@@ -104,9 +113,11 @@ class ReportingCheckpointer(DetectionCheckpointer):
         key: str = "MODEL.WEIGHTS",
         role: str = "student",
         trusted: bool = False,
+        retry_seconds: float = 60.0,
         **checkpointables: object,
     ) -> None:
         super().__init__(model, save_dir, **checkpointables)
+        self.retry_seconds = retry_seconds
         self.key, self.role, self.trusted = key, role, trusted
         self.report: LoadReport | None = None
         self._path = ""
@@ -199,6 +210,7 @@ class ReportingCheckpointer(DetectionCheckpointer):
         states = {key: item.state_dict() for key, item in self.checkpointables.items()}
         data = {"model": self.model.state_dict(), **states, **kwargs}
         path = os.path.join(self.save_dir, f"{name}.pth")
+        _check_finite(data["model"], path)
         logger.info("saving checkpoint to %s", path)
         self._write_whole(path, lambda f: torch.save(data, f))
         self.tag_last_checkpoint(f"{name}.pth")
@@ -213,12 +225,25 @@ class ReportingCheckpointer(DetectionCheckpointer):
                 write(f)
             return
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        aside = f"{path}.partial"
-        with open(aside, "wb") as f:
-            write(f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(aside, path)
+        for attempt in range(1 + DISK_RETRIES):
+            try:
+                return _replace(path, write)
+            except (OSError, RuntimeError) as error:
+                reason = disk_full(error)
+                if not reason:
+                    raise
+                if attempt == DISK_RETRIES:
+                    problem = f"{os.path.basename(path)} cannot be written ({reason})"
+                    remedy = "Make room, then go on from the last checkpoint with --resume."
+                    raise ConfigError("OUTPUT_DIR", self.save_dir, problem, remedy) from error
+                logger.warning(
+                    "%s cannot be written (%s): trying again in %.0f s, %d more times",
+                    path,
+                    reason,
+                    self.retry_seconds,
+                    DISK_RETRIES - attempt,
+                )
+                time.sleep(self.retry_seconds)
 
     def _load_model(self, checkpoint: Checkpoint) -> _IncompatibleKeys:
         incompatible = super()._load_model(checkpoint)
@@ -234,11 +259,71 @@ class ReportingCheckpointer(DetectionCheckpointer):
                 f"nothing in it fits the {self.role}: {self.report}",
                 "Give weights of this architecture.",
             )
+        self._check_backbone(missing)
         logger.log(logging.WARNING if missing else logging.INFO, "%s: %s", self.role, self.report)
         return incompatible
 
+    def _check_backbone(self, missing: list[str]) -> None:
+        """Refuse a file that fits a small part of the backbone, and warn of one that does not fit all of it.
+
+        The usual start of a detector is a file of its whole bottom-up network, or of all its weights.
+        """
+        state = self.model.state_dict()
+        names = [name for name in state if _counts(name)]
+        prefix = next((p for p in BACKBONES if any(name.startswith(p) for name in names)), None)
+        if prefix is None:
+            return
+        backbone = [name for name in names if name.startswith(prefix)]
+        lacking = [name for name in missing if name.startswith(prefix)]
+        if not 0 < len(lacking) < len(backbone):
+            return
+        fitting = (
+            f"fits {len(backbone) - len(lacking)} of {len(backbone)} tensors of the {self.role}'s backbone"
+        )
+        # Vectors, as those of norms, fit by accident.
+        layers, unfit = (sum(state[name].dim() > 1 for name in some) for some in (backbone, lacking))
+        if 2 * unfit > layers:
+            raise ConfigError(
+                self.key,
+                self._path,
+                f"{fitting}, so it is of another network: {self.report}",
+                "Give weights of this depth and width, or none.",
+            )
+        logger.warning("%s %s; these keep their initial values: %s", self.key, fitting, ", ".join(lacking))
+
     def _log_incompatible_keys(self, incompatible: _IncompatibleKeys) -> None:
         """Log nothing: the report says it all."""
+
+
+def _replace(path: str, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file beside a path and put it in that place; after an error nothing is left."""
+    aside = f"{path}.partial"
+    try:
+        with open(aside, "wb") as f:
+            write(f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        if os.path.exists(aside):
+            os.remove(aside)
+        raise
+
+
+def disk_full(error: BaseException | None) -> str:
+    """Returns in words that a disk is full, where that is what an error is of or has come from; else ""."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            return os.strerror(error.errno)
+        error = error.__context__  # torch.save raises another error while it closes the file
+    return ""
+
+
+def _check_finite(state: Mapping[str, torch.Tensor], path: str) -> None:
+    """Raise a FloatingPointError rather than write weights from which no run can go on."""
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise FloatingPointError(f"{name} is not finite, so {os.path.basename(path)} is not written")
 
 
 def last_checkpoint(cfg: CfgNode, *, resume: bool) -> str:
@@ -312,6 +397,7 @@ def _read(filename: str, *, trusted: bool) -> Checkpoint:
         with open(filename, "rb") as f:
             unpickler = pickle.Unpickler if trusted else _PlainUnpickler
             return _from_pickle(unpickler(f, encoding="latin1").load())
+    _check_declared_size(filename)
     try:
         content = torch.load(filename, map_location="cpu", weights_only=not trusted)
     except pickle.UnpicklingError as error:
@@ -323,6 +409,18 @@ def _read(filename: str, *, trusted: bool) -> Checkpoint:
         state = {name: value for name, value in content["model_state"].items() if _counts(name)}
         return {"model": state, "__author__": "pycls", "matching_heuristics": True}
     return content if "model" in content else {"model": content}
+
+
+def _check_declared_size(filename: str) -> None:
+    """Raise a ValueError for a zip file that says it inflates to far more than it holds."""
+    if not zipfile.is_zipfile(filename):
+        return
+    with zipfile.ZipFile(filename) as archive:
+        declared = sum(entry.file_size for entry in archive.infolist())
+    if declared > MOST_INFLATION * os.path.getsize(filename):
+        raise ValueError(
+            f"it would inflate from {os.path.getsize(filename)} to {declared} bytes, but torch packs nothing"
+        )
 
 
 def _from_pickle(content: Checkpoint) -> Checkpoint:

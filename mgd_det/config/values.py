@@ -206,6 +206,11 @@ _CHECKS: tuple[Callable[[CfgNode], None], ...] = (
 
 def _check_batch(cfg: CfgNode, num_processes: int) -> None:
     # Where Detectron2 scales the batch, each process has the share that it would have had of that number.
+    if cfg.SEED + num_processes > 2**32:
+        problem = (
+            f"each of {num_processes} processes adds its number, and NumPy takes no seeds beyond 32 bits"
+        )
+        raise ConfigError("SEED", cfg.SEED, problem, "Give a smaller number.")
     num_processes = cfg.SOLVER.REFERENCE_WORLD_SIZE or num_processes
     if cfg.SOLVER.IMS_PER_BATCH % num_processes:
         raise ConfigError(

@@ -6,7 +6,6 @@ bit on a CPU. This replaces Detectron2's own data loading, whose order starts af
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import os
@@ -16,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, get_detection_dataset_dicts
+from detectron2.data import DatasetFromList, DatasetMapper, get_detection_dataset_dicts
 from detectron2.data.build import trivial_batch_collator
 from detectron2.engine import HookBase
 from detectron2.utils import comm
@@ -113,7 +112,9 @@ class _SeededImages(Dataset):
     """Maps (position, index) to an image whose augmentation is drawn from (seed, position)."""
 
     def __init__(self, dicts: BatchedInputs, mapper: DatasetMapper, seed: int) -> None:
-        self.dicts, self.mapper, self.seed = dicts, mapper, seed
+        # One block of bytes, which the workers share, and from which every record is a copy.
+        self.dicts = DatasetFromList(dicts)
+        self.mapper, self.seed = mapper, seed
 
     def __len__(self) -> int:
         return len(self.dicts)
@@ -123,9 +124,8 @@ class _SeededImages(Dataset):
         with isolated_rng():
             for retry in range(_RETRIES):
                 seed_all(self.seed, position, retry)
-                image: dict[str, object] | None = self.mapper(
-                    copy.deepcopy(self.dicts[(index + retry) % len(self.dicts)])
-                )
+                record = self.dicts[(index + retry) % len(self.dicts)]
+                image: dict[str, object] | None = self.mapper(record)
                 if image is not None:
                     return image
         raise RuntimeError(f"the mapper rejected {_RETRIES} images in a row, from number {index} on")

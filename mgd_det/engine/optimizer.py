@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -30,6 +31,35 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     )
     adamw = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
     return adamw(params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+
+
+def hyperparameters(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Returns the values of each parameter group, such as its weight decay, without the parameters."""
+    return [{key: x for key, x in group.items() if key != "params"} for group in optimizer.param_groups]
+
+
+def restore_hyperparameters(optimizer: torch.optim.Optimizer, given: Sequence[dict[str, Any]]) -> bool:
+    """Give an optimiser that took up a checkpoint's state the values of this run's config again.
+
+    What differs from the checkpoint is logged. The current learning rates follow from the schedule, and stay.
+
+    Args:
+        optimizer: the optimiser.
+        given: values of each group, from :func:`hyperparameters` before the state was loaded.
+
+    Returns:
+        True if the initial learning rates have changed.
+    """
+    changed: dict[str, tuple[object, object]] = {}
+    for group, values in zip(optimizer.param_groups, given):
+        for key, value in values.items():
+            if key != "lr" and group.get(key, value) != value:
+                changed.setdefault(key, (group[key], value))
+            if key != "lr":
+                group[key] = value
+    for key, (before, now) in changed.items():
+        logger.warning("--resume: %s of the optimiser changes from %s to %s", key, before, now)
+    return "initial_lr" in changed
 
 
 def check_resumed_optimizer(cfg: CfgNode, saved: str) -> None:

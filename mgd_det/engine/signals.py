@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 from detectron2.checkpoint import Checkpointer
@@ -20,14 +20,15 @@ logger = logging.getLogger("detectron2." + __name__)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # Seconds in which further signals are the same request: a terminal and torchrun may both pass one on.
 SAME_REQUEST = 2.0
+AGREEMENT_PERIOD = 8  # iterations after which several processes agree whether to end
 
 
 class SignalHook(HookBase):
     """Ends a training after the step in which a process receives SIGTERM, SIGINT or SIGHUP.
 
-    The processes agree on the step, the main process writes a checkpoint, and all exit with 128 plus the
-    number of the signal. A second signal ends a process at once, and so does one outside the steps. Signals
-    that the process was started to ignore stay ignored.
+    Several processes agree on a step within the next `AGREEMENT_PERIOD`. The main process writes a
+    checkpoint, and all exit with 128 plus the number of the signal. A second signal ends a process at once,
+    and so does one outside the steps. Signals that the process was started to ignore stay ignored.
 
     Args:
         checkpointer: writes the checkpoint.
@@ -36,7 +37,7 @@ class SignalHook(HookBase):
     """
 
     def __init__(
-        self, checkpointer: Checkpointer, period: int, before_saving: Callable[[], None] | None = None
+        self, checkpointer: Checkpointer, period: int, before_saving: Sequence[Callable[[], None]] = ()
     ) -> None:
         self.checkpointer, self.period, self.before_saving = checkpointer, period, before_saving
         self._previous: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
@@ -55,14 +56,17 @@ class SignalHook(HookBase):
         self._previous.clear()
 
     def after_step(self) -> None:
+        iteration = self.trainer.iter
+        last = iteration + 1 >= self.trainer.max_iter
+        # Several processes ask each other only now and then, since that takes them time.
+        if comm.get_world_size() > 1 and not last and (iteration + 1) % AGREEMENT_PERIOD:
+            return
         received = max(comm.all_gather(self._received))
         if not received:
             return
-        iteration = self.trainer.iter
-        last = iteration + 1 >= self.trainer.max_iter
         if not last and (iteration + 1) % self.period:
-            if self.before_saving:
-                self.before_saving()
+            for prepare in self.before_saving:
+                prepare()
             # Of all processes, this writes in the main one.
             self.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
         comm.synchronize()  # a process that leaves first would take the others down

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, TrainerBase
-from detectron2.engine.hooks import EvalHook
+from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
@@ -24,9 +25,18 @@ from mgd_det.errors import RESUME_REMEDY, ConfigError
 from mgd_det.modeling.taps import last_norms
 from mgd_det.modeling.wrapping import wrap
 
+from .buffers import AgreeOnBuffers
 from .exact_resume import ExactLoader, ExactResumeHook, check_seed
+from .fingerprint import check_fingerprint, fingerprint
 from .mixed_precision import MixedPrecisionTrainer
-from .optimizer import build_optimizer, carried_over, check_resumed_optimizer, parameter_names
+from .optimizer import (
+    build_optimizer,
+    carried_over,
+    check_resumed_optimizer,
+    hyperparameters,
+    parameter_names,
+    restore_hyperparameters,
+)
 from .rematch import RematchHook, detector_of
 from .signals import SignalHook
 from .state_keys import MATCHING_STATE
@@ -70,11 +80,14 @@ class Trainer(DefaultTrainer):
         """Returns DefaultTrainer's hooks with those of distillation, of exact resume and of signals."""
         hooks = [hook for hook in super().build_hooks() if hook is not None]
         exact = ExactResumeHook(self.cfg) if self.cfg.DISTILL.EXACT_RESUME else None
+        period = self.cfg.SOLVER.CHECKPOINT_PERIOD
+        buffers = AgreeOnBuffers(period, self.cfg.TEST.EVAL_PERIOD)
+        before_saving = [buffers.agree, *([exact.gather] if exact else [])]
         # Before evaluations, which may take longer than the sender of a signal waits.
         evaluation = [isinstance(hook, EvalHook) for hook in hooks].index(True)
-        before_saving = exact.gather if exact else None
-        signals = SignalHook(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD, before_saving)
-        hooks.insert(evaluation, signals)
+        hooks.insert(evaluation, SignalHook(self.checkpointer, period, before_saving))
+        saving = [isinstance(hook, (PeriodicCheckpointer, SignalHook)) for hook in hooks].index(True)
+        hooks.insert(saving, buffers)
         if uses_teacher(self.cfg):
             hooks.insert(0, RematchHook(self.cfg))
         if exact:
@@ -116,7 +129,13 @@ class Trainer(DefaultTrainer):
             "_trainer": self._trainer.state_dict(),
             "optimizer": self.cfg.SOLVER.OPTIMIZER,
             "parameters": parameter_names(unwrapped(self.model), self.optimizer),
+            "fingerprint": self.fingerprint,
         }
+
+    @cached_property
+    def fingerprint(self) -> dict[str, object]:
+        """What the run's batches depend on, by config key."""
+        return fingerprint(self.cfg)
 
     def build_writers(self) -> list[EventWriter]:
         """Returns DefaultTrainer's writers, whose files are opened when there is something to write."""
@@ -130,6 +149,8 @@ class Trainer(DefaultTrainer):
                 where this one does not, or the other way round.
         """
         check_resumed_optimizer(self.cfg, state.get("optimizer", self.cfg.SOLVER.OPTIMIZER))
+        saved = state.get("fingerprint", {})
+        check_fingerprint(saved, self.fingerprint, exact=self.cfg.DISTILL.EXACT_RESUME)
         self._check_resumed_hooks(state.get("hooks", {}))
         TrainerBase.load_state_dict(self, state)
         if "_trainer" not in state:  # a stock trainer's state
@@ -137,15 +158,19 @@ class Trainer(DefaultTrainer):
         names = parameter_names(unwrapped(self.model), self.optimizer)
         inner = state["_trainer"]
         saved_names = state.get("parameters", names)  # Detectron2's main saves none
-        if saved_names == names:
-            self._trainer.load_state_dict(inner)
-            return
-        optimizer = carried_over(inner["optimizer"], saved_names, self.optimizer, names)
-        self._trainer.load_state_dict({**inner, "optimizer": optimizer})
-        # The scheduler's hook has loaded the other run's learning rates, one for each of its groups.
-        self.scheduler.base_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]
-        for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_lr()):
-            group["lr"] = lr
+        given = hyperparameters(self.optimizer)
+        same = saved_names == names and len(inner["optimizer"]["param_groups"]) == len(given)
+        if not same:
+            inner = {
+                **inner,
+                "optimizer": carried_over(inner["optimizer"], saved_names, self.optimizer, names),
+            }
+        self._trainer.load_state_dict(inner)
+        if restore_hyperparameters(self.optimizer, given) or not same:
+            # The scheduler's hook has loaded the other run's learning rates, one for each of its groups.
+            self.scheduler.base_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]
+            for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_lr()):
+                group["lr"] = lr
 
     def _check_resumed_hooks(self, hooks: Mapping[str, object]) -> None:
         teaches = uses_teacher(self.cfg) and bool(self.cfg.DISTILL.METHODS)

@@ -34,7 +34,8 @@ from .teacher import Teacher, TeacherSpec
 logger = logging.getLogger("detectron2." + __name__)
 
 REVERSIBLE_FORMATS = ("RGB", "BGR")
-TEACHER_KEY = "teacher"  # key of the teacher's digest in the state, beside the methods' names
+# Keys of the teacher's digest and of its preprocessing in the state, beside the methods' names.
+TEACHER_KEY, PREPROCESSING_KEY = "teacher", "teacher_preprocessing"
 
 # Attributes of the student that Detectron2's tools (test-time augmentation, exporters, predictors, training
 # visualisation) read on the model that they hold.
@@ -377,6 +378,7 @@ class DistilledDetector(ModuleWithProperties):
         state: State = {name: _to_cpu(method.state_dict()) for name, method in self.methods.items()}
         if self.teacher is not None:
             state[TEACHER_KEY] = self.teacher.digest
+            state[PREPROCESSING_KEY] = self.teacher.preprocessing
         return state
 
     def load_distill_state(self, state: State) -> None:
@@ -388,6 +390,7 @@ class DistilledDetector(ModuleWithProperties):
         """
         self.prepare()  # a state is checked against the teacher
         state = dict(state)
+        self._check_preprocessing(state.pop(PREPROCESSING_KEY, None))
         then, now = state.pop(TEACHER_KEY, None), None if self.teacher is None else self.teacher.digest
         another_teacher = bool(then and now and then != now)
         if not self.resume_fresh:
@@ -405,6 +408,16 @@ class DistilledDetector(ModuleWithProperties):
                 self._start_afresh(name, "the checkpoint is of a run without it")
             else:
                 self._load_method_state(name, method, state[name])
+
+    def _check_preprocessing(self, saved: list[object] | None) -> None:
+        now = None if self.teacher is None else self.teacher.preprocessing
+        if saved and now and saved != now and not self.resume_fresh:
+            problem = (
+                f"its images are prepared by {now}, and those of the run that is resumed were by {saved}"
+            )
+            raise ConfigError(
+                "DISTILL.TEACHER.CONFIG_FILE", self.teacher_spec.config_file, problem, RESUME_REMEDY
+            )
 
     def _load_method_state(self, name: str, method: Method, state: State) -> None:
         fresh = copy.deepcopy(method.state_dict())

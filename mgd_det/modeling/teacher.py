@@ -235,6 +235,12 @@ class Teacher:
         """The SHA-256 of its weights, None unless all of them were loaded; computed when first asked for."""
         return _digest(self.model) if self.loaded else None
 
+    @property
+    def preprocessing(self) -> list[object]:
+        """Its channel order, and the means and deviations by which it normalises, as far as it has them."""
+        found = [getattr(self.model, name, None) for name in ("pixel_mean", "pixel_std")]
+        return [self.input_format, *(x.flatten().tolist() for x in found if isinstance(x, Tensor))]
+
     def follow(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Apply to its tensors what `.to()`, `.cuda()`, `.half()` ... apply to the student's."""
         apply_to_tensors(self.model, fn)

@@ -12,6 +12,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 
+from mgd_det.checkpoint.checkpointer import disk_full
 from mgd_det.data.datasets import register_datasets
 from mgd_det.errors import ConfigError
 
@@ -70,6 +71,11 @@ def one_line_errors() -> Iterator[None]:
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
+    except OSError as error:
+        if not disk_full(error):
+            raise
+        sys.stderr.write(f"error: {error}: make room, then go on from the last checkpoint with --resume\n")
+        sys.exit(1)
     except FloatingPointError as error:
         remedy = (
             "The checkpoints are of before: resume from one of them with a lower SOLVER.BASE_LR or lower "

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import time
+import zlib
 from argparse import Namespace
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -45,7 +47,7 @@ def train(cfg: CfgNode, args: Namespace) -> None:
     resumed = last_checkpoint(cfg, resume=args.resume)
     with building(cfg) as log:
         # As `default_setup` seeds it: the initial weights are those of stock Detectron2.
-        seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
+        seed_all_rng(stream_seed(cfg, resumed))
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
     with claimed(cfg, args, resumed) as aside:
@@ -60,6 +62,23 @@ def train(cfg: CfgNode, args: Namespace) -> None:
         if comm.is_main_process():
             results = last_eval_results(trainer)
             logger.info(summary(cfg, results, time.monotonic() - start))
+
+
+def stream_seed(cfg: CfgNode, resumed: str) -> int | None:
+    """Returns the seed of this process's random streams, None where they are to be drawn.
+
+    Detectron2 draws the order of the images from them. A run that resumes from a checkpoint takes another
+    order than before: otherwise one that is often interrupted would never see the end of its data.
+
+    Args:
+        resumed: path of the checkpoint, "" for a new run.
+    """
+    if cfg.SEED < 0:
+        return None
+    if not resumed:
+        return cfg.SEED + comm.get_rank()
+    key = (cfg.SEED, comm.get_rank(), zlib.crc32(os.path.basename(resumed).encode()))
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
 
 
 def check_shared_output(cfg: CfgNode, *, resume: bool) -> None:

@@ -150,3 +150,23 @@ def test_no_file(name, student_cfg, tmp_path):
     model = build_model(student_config(student_cfg))
     with pytest.raises(ConfigError, match=r"MODEL\.WEIGHTS"):
         ReportingCheckpointer(model).load(str(tmp_path / name))
+
+
+def test_a_backbone_that_fits_in_part_is_refused_or_named(student_cfg, tmp_path, caplog):
+    """R-50's weights in an R-18 fit here and there; one layer that is new does not matter."""
+    stock = student_config(student_cfg)
+    stock.MODEL.RESNETS.DEPTH, stock.MODEL.RESNETS.RES2_OUT_CHANNELS = 50, 256
+    state = build_model(stock).state_dict()
+    backbone = {name: value for name, value in state.items() if name.startswith("backbone.bottom_up.")}
+    torch.save({"model": backbone}, tmp_path / "r50.pth")
+    stock.MODEL.RESNETS.DEPTH, stock.MODEL.RESNETS.RES2_OUT_CHANNELS = 18, 64
+    student = build_model(stock)
+    with pytest.raises(ConfigError, match=r"fits \d+ of 100 tensors of the student's backbone, so it is of"):
+        ReportingCheckpointer(student).load(str(tmp_path / "r50.pth"))
+
+    state = dict(student.state_dict())
+    lacking = "backbone.bottom_up.res5.1.conv2.weight"
+    del state[lacking]
+    torch.save({"model": state}, tmp_path / "nearly.pth")
+    ReportingCheckpointer(student).load(str(tmp_path / "nearly.pth"))
+    assert any(message.endswith(f"keep their initial values: {lacking}") for message in caplog.messages)

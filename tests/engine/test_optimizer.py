@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import nn
 
-from mgd_det.engine.optimizer import carried_over, parameter_names
+from mgd_det.engine.optimizer import (
+    carried_over,
+    hyperparameters,
+    parameter_names,
+    restore_hyperparameters,
+)
 
 
 def trained(model: nn.Module, groups) -> torch.optim.Optimizer:
@@ -21,7 +28,7 @@ def test_state_follows_the_names_through_another_order_and_other_shapes():
     groups = [{"params": [p for p in old.parameters() if p.dim() == d]} for d in (1, 2)]
     before = trained(old, groups)
     old_names = parameter_names(old, before)
-    assert old_names == ["bias", "adapter.bias", "weight", "adapter.weight"]  # a student's as if alone
+    assert old_names == ["student.bias", "adapter.bias", "student.weight", "adapter.weight"]
 
     new = nn.ModuleDict({"student": nn.Linear(2, 3), "adapter": nn.Linear(3, 5)})
     optimizer = torch.optim.SGD(new.parameters(), lr=0.2, momentum=0.9)
@@ -33,8 +40,32 @@ def test_state_follows_the_names_through_another_order_and_other_shapes():
         name: optimizer.state.get(parameter, {}).get("momentum_buffer")
         for name, parameter in zip(names, new.parameters())
     }
-    assert torch.equal(momentum["weight"], torch.full((3, 2), 6.0))
-    assert torch.equal(momentum["bias"], torch.full((3,), 3.0))
+    assert torch.equal(momentum["student.weight"], torch.full((3, 2), 6.0))
+    assert torch.equal(momentum["student.bias"], torch.full((3,), 3.0))
     assert momentum["adapter.weight"] is None  # (5, 3) now, (4, 3) before
     assert momentum["adapter.bias"] is None
     assert [group["lr"] for group in optimizer.param_groups] == [0.2]
+
+
+def test_a_resumed_optimiser_takes_the_values_of_this_run_and_says_so(caplog):
+    before = trained(nn.Linear(2, 3), nn.Linear(2, 3).parameters()).state_dict()
+    before["param_groups"][0].update(initial_lr=0.1, lr=0.01, weight_decay=0.5)
+    optimizer = torch.optim.SGD(nn.Linear(2, 3).parameters(), lr=0.02, momentum=0.9, weight_decay=0.25)
+    optimizer.param_groups[0]["initial_lr"] = 0.02
+    given = hyperparameters(optimizer)
+    optimizer.load_state_dict(before)
+    logger = logging.getLogger("detectron2.mgd_det.engine.optimizer")
+    logger.addHandler(caplog.handler)
+    try:
+        assert restore_hyperparameters(optimizer, given)
+    finally:
+        logger.removeHandler(caplog.handler)
+    (group,) = optimizer.param_groups
+    assert (group["initial_lr"], group["weight_decay"], group["momentum"]) == (0.02, 0.25, 0.9)
+    assert group["lr"] == 0.01  # until the schedule sets it
+    assert list(dict.fromkeys(caplog.messages)) == [
+        "--resume: weight_decay of the optimiser changes from 0.5 to 0.25",
+        "--resume: initial_lr of the optimiser changes from 0.1 to 0.02",
+    ]
+    optimizer.load_state_dict(before)
+    assert not restore_hyperparameters(optimizer, [{"weight_decay": 0.5}])
