@@ -32,6 +32,7 @@ from checking.checks import (
     stock_resume,
     two_agents,
 )
+from checking.interruptions import concurrent_runs, evaluation_kill, full_disk, ranks_resume, signals
 from checking.jobs import prepare
 from checking.report import document
 from commandline import Figures, argument_parser, circumstances_in_words, say
@@ -99,6 +100,11 @@ def all_checks(kills: int, seed: int) -> dict[str, partial[Figures]]:
         "kill-pass": partial(kill_and_resume, mode="pass", kills=kills, seed=seed),
         "kill-online": partial(kill_and_resume, mode="online", kills=kills, seed=seed),
         "stock-resume": partial(stock_resume),
+        "signals": partial(signals),
+        "full-disk": partial(full_disk),
+        "evaluation-kill": partial(evaluation_kill),
+        "concurrent-runs": partial(concurrent_runs),
+        "ranks-resume": partial(ranks_resume),
         "ranks": partial(ranks),
         "two-agents": partial(two_agents),
         "dead-rank": partial(dead_rank),

@@ -44,6 +44,9 @@ def _add_to_stock_sections(cfg: CfgNode) -> None:
     # Data sets in COCO format to register, each as [name, annotation.json, image_root]. Relative paths
     # start at the working directory.
     cfg.DATASETS.REGISTER = []
+    # If True, images that cannot be read in training are left out with a warning. If False, the run stops and
+    # names the first one.
+    cfg.DATALOADER.SKIP_UNREADABLE = False
     # The precision of SOLVER.AMP (mixed precision): "float16", as in stock Detectron2, or "bfloat16".
     cfg.SOLVER.AMP.DTYPE = "float16"
     # If True, a training from scratch starts with every residual block as an identity: the weight of its

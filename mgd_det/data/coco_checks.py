@@ -6,10 +6,13 @@ import json
 import logging
 import math
 import os
+import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data.catalog import Metadata
 from detectron2.utils.file_io import PathManager
@@ -17,17 +20,18 @@ from PIL import Image
 
 from mgd_det.errors import ConfigError
 
+from .coco_schema import JsonObject, schema_problem
+
 logger = logging.getLogger("detectron2." + __name__)
 
 REGISTER_KEY = "DATASETS.REGISTER"
-MOST_IMAGES = 200  # the number of image files of a set that are looked at
-JsonObject = dict[str, Any]
-ID = (int, str)
+THREADS = 16  # in which image files are opened
+SMALLEST_SIDE = 1e-5  # pixels; Detectron2 drops boxes that are no larger
 _ORIENTATION = 0x0112  # the EXIF tag
 
 
 def check_coco(cfg: CfgNode, key: str, name: str, metadata: Metadata) -> list[str]:
-    """Check an annotation file, and the headers, no pixels, of up to `MOST_IMAGES` images at equal distances.
+    """Check an annotation file, and the headers of all its images.
 
     Args:
         cfg: the config of the run.
@@ -43,7 +47,7 @@ def check_coco(cfg: CfgNode, key: str, name: str, metadata: Metadata) -> list[st
             masks to train on, or annotations that COCO evaluation cannot use.
     """
     path = metadata.json_file
-    content = _read_coco(name, path)
+    content = _read_coco(key, name, path)
     if not content["images"]:
         raise ConfigError(key, name, f"{path} lists no images", "Give a set that has some.")
     _check_ids(name, path, content)
@@ -51,42 +55,41 @@ def check_coco(cfg: CfgNode, key: str, name: str, metadata: Metadata) -> list[st
     if key == "DATASETS.TRAIN":
         _check_boxes(name, path, content)
         _check_masks(cfg, name, path, content)
+        _check_usable(name, path, content)
     _check_images(name, metadata, content["images"])
     _warn_of_corners(path, content)
     return [c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])]
 
 
-def _read_coco(name: str, path: str) -> JsonObject:
+def _read_coco(key: str, name: str, path: str) -> JsonObject:
     remedy = "Give a file with the COCO entries images, annotations and categories."
     try:
         with PathManager.open(path) as f:
             content = json.load(f)
-    except (ValueError, IsADirectoryError) as error:
+    except (ValueError, RecursionError, IsADirectoryError) as error:
         raise ConfigError(REGISTER_KEY, name, f"{path} is not JSON ({error})", remedy) from error
     entries = ("images", "annotations", "categories")
-    if not isinstance(content, dict) or not all(
-        isinstance(content.get(e), list) and all(isinstance(x, dict) for x in content[e]) for e in entries
-    ):
+    if not (isinstance(content, dict) and all(isinstance(content.get(entry), list) for entry in entries)):
         raise ConfigError(REGISTER_KEY, name, f"{path} is not in COCO format", remedy)
+    problem = schema_problem(content, evaluated=key == "DATASETS.TEST")
+    if problem:
+        remedy = "Correct the file: Detectron2 or the evaluation would stop on it."
+        raise ConfigError(REGISTER_KEY, name, f"in {path} {problem}", remedy)
     return content
 
 
 def _check_ids(name: str, path: str, content: JsonObject) -> None:
     """Check that categories and images are described, and that every annotation is of one of each."""
     remedy = "Correct the file: Detectron2 would stop on it."
-    entries: tuple[tuple[str, str, JsonObject], ...] = (
-        ("categories", "a category", {"id": ID, "name": str}),
-        ("images", "an image", {"id": ID, "file_name": str, "height": (int, float), "width": (int, float)}),
+    entries = (
+        ("categories", "a category", ("id", "name")),
+        ("images", "an image", ("id", "file_name", "height", "width")),
     )
     for entry, one, needed in entries:
         for described in content[entry]:
             if not all(key in described for key in needed):
                 *first, last = needed
                 problem = f"in {path} {one} lacks {', '.join(first)} or {last}: {described}"
-                raise ConfigError(REGISTER_KEY, name, problem, remedy)
-            wrong = [key for key, kind in needed.items() if not isinstance(described[key], kind)]
-            if wrong:
-                problem = f"in {path} {one} has the {wrong[0]} {described[wrong[0]]!r}"
                 raise ConfigError(REGISTER_KEY, name, problem, remedy)
         twice = [number for number, count in Counter(x["id"] for x in content[entry]).items() if count > 1]
         if twice:
@@ -100,10 +103,7 @@ def _check_ids(name: str, path: str, content: JsonObject) -> None:
         "image_id": {image["id"] for image in content["images"]},
     }
     for annotation in content["annotations"]:
-        found = {key: annotation.get(key) for key in known}
-        if any(
-            not isinstance(value, (*ID, float)) or value not in known[key] for key, value in found.items()
-        ):
+        if any(annotation.get(key) not in ids for key, ids in known.items()):
             problem = f"in {path} the annotation {annotation.get('id')} is of an unknown image or category"
             raise ConfigError(REGISTER_KEY, name, problem, remedy)
 
@@ -119,6 +119,8 @@ def _check_annotations(key: str, name: str, path: str, content: JsonObject) -> N
             problem = f"lacks {' and '.join(lacking)}"
         elif not _is_box(box):
             problem = f"has the bbox {box}"
+        elif not math.isfinite(annotation.get("area", 0)):
+            problem = f"has the area {annotation['area']}"
         elif annotation["id"] == 0 and key == "DATASETS.TEST":
             problem = "has an id that COCO evaluation takes for none: its object would never be found"
         elif annotation.get("ignore"):
@@ -136,45 +138,52 @@ def _check_annotations(key: str, name: str, path: str, content: JsonObject) -> N
         seen.add(annotation["id"])
 
 
-def _is_box(box: object) -> bool:
-    if not (isinstance(box, list) and len(box) == 4):
-        return False
-    finite = all(isinstance(x, (int, float)) and math.isfinite(x) for x in box)
-    return finite and box[2] >= 0 and box[3] >= 0
+def _is_box(box: Sequence[float]) -> bool:
+    return all(map(math.isfinite, box)) and box[2] >= 0 and box[3] >= 0
 
 
 def _check_images(name: str, metadata: Metadata, images: Sequence[JsonObject]) -> None:
-    """Check that image files exist, can be read and have the described size, up to MOST_IMAGES of them."""
-    for image in images[:: max(math.ceil(len(images) / MOST_IMAGES), 1)]:
-        path = os.path.join(metadata.image_root, image["file_name"])
-        described = (image["width"], image["height"])
-        remedy = f"Correct {metadata.json_file}, or the folder of its images."
-        try:
-            with PathManager.open(path, "rb") as f, Image.open(f) as opened:
-                size, stored, mode = _upright_size(opened), opened.size, opened.mode
-        except FileNotFoundError as error:
-            raise ConfigError(REGISTER_KEY, name, f"its image {path} does not exist", remedy) from error
-        except (OSError, Image.DecompressionBombError) as error:
-            problem = f"its image {path} cannot be opened ({type(error).__name__})"
-            remedy = "Replace it, or take it out of the set."
-            raise ConfigError(REGISTER_KEY, name, problem, remedy) from error
-        if size != described:
-            turned = size != stored
-            problem = (
-                f"its image {path} is {size[0]} x {size[1]} pixels"
-                f"{' once its EXIF orientation is applied' if turned else ''}, and {metadata.json_file} says "
-                f"{described[0]} x {described[1]}"
+    """Check that every image file exists, can be opened and has the described size; no pixels are read."""
+    start = time.perf_counter()
+    with ThreadPoolExecutor(THREADS) as pool:  # which wait for the disk or the network
+        for error in pool.map(partial(_image_error, name, metadata), images):
+            if error:
+                pool.shutdown(cancel_futures=True)
+                raise error
+    logger.info("looked at %d images of %s in %.1f s", len(images), name, time.perf_counter() - start)
+
+
+def _image_error(name: str, metadata: Metadata, image: JsonObject) -> ConfigError | None:
+    """Returns what is wrong with an image file, None if nothing is."""
+    path = os.path.join(metadata.image_root, image["file_name"])
+    described = (image["width"], image["height"])
+    remedy = f"Correct {metadata.json_file}, or the folder of its images."
+    try:
+        with PathManager.open(path, "rb") as f, Image.open(f) as opened:
+            size, stored, mode = _upright_size(opened), opened.size, opened.mode
+    except FileNotFoundError:
+        return ConfigError(REGISTER_KEY, name, f"its image {path} does not exist", remedy)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        problem = f"its image {path} cannot be opened ({type(error).__name__})"
+        return ConfigError(REGISTER_KEY, name, problem, "Replace it, or take it out of the set.")
+    if size != described:
+        turned = size != stored
+        problem = (
+            f"its image {path} is {size[0]} x {size[1]} pixels"
+            f"{' once its EXIF orientation is applied' if turned else ''}, and {metadata.json_file} says "
+            f"{described[0]} x {described[1]}"
+        )
+        remedy = "Correct width and height there."
+        if turned:
+            remedy = (
+                "Correct width and height there; or, if its boxes are those of the picture as it is "
+                "stored, take the orientation out of the image file."
             )
-            remedy = "Correct width and height there."
-            if turned:
-                remedy = (
-                    "Correct width and height there; or, if its boxes are those of the picture as it is "
-                    "stored, take the orientation out of the image file."
-                )
-            raise ConfigError(REGISTER_KEY, name, problem, remedy)
-        if mode in ("I", "F") or mode.startswith("I;16"):
-            problem = f"its image {path} has more than 8 bits ({mode}), and anything above 255 becomes white"
-            raise ConfigError(REGISTER_KEY, name, problem, "Convert such images to 8 bits.")
+        return ConfigError(REGISTER_KEY, name, problem, remedy)
+    if mode in ("I", "F") or mode.startswith("I;16"):
+        problem = f"its image {path} has more than 8 bits ({mode}), and anything above 255 becomes white"
+        return ConfigError(REGISTER_KEY, name, problem, "Convert such images to 8 bits.")
+    return None
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
@@ -213,6 +222,33 @@ def _is_read(annotation: JsonObject) -> bool:
     if not polygons or isinstance(polygons, dict):
         return True
     return any(isinstance(p, list) and len(p) % 2 == 0 and len(p) >= 6 for p in polygons)
+
+
+def _check_usable(name: str, path: str, content: JsonObject) -> None:
+    """Check that there are boxes that have an area inside their images, and warn of those that have none."""
+    sizes = {x["id"]: (x["width"], x["height"]) for x in content["images"]}
+    kept = [a for a in content["annotations"] if not a.get("iscrowd", 0) and _is_read(a)]
+    boxes = np.array([a["bbox"] for a in kept], dtype=float)
+    limits = np.array([sizes[a["image_id"]] for a in kept], dtype=float)
+    corners = np.stack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])
+    low, high = np.clip(corners, 0, limits)
+    unusable = np.flatnonzero((high - low <= SMALLEST_SIDE).any(1))
+    if len(unusable) == len(kept):
+        raise ConfigError(
+            "DATASETS.TRAIN",
+            name,
+            f"in {path} no box has an area inside its image",
+            "Boxes are [x, y, width, height] in pixels of the image.",
+        )
+    if len(unusable):
+        logger.warning(
+            "%d of the %d boxes in %s have no area inside their images and teach nothing, that of annotation "
+            "%s for one",
+            len(unusable),
+            len(kept),
+            path,
+            kept[unusable[0]]["id"],
+        )
 
 
 def _check_masks(cfg: CfgNode, name: str, path: str, content: JsonObject) -> None:

@@ -11,11 +11,12 @@ import logging
 import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Callable
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, DatasetMapper, get_detection_dataset_dicts
+from detectron2.data import DatasetFromList, get_detection_dataset_dicts
 from detectron2.data.build import trivial_batch_collator
 from detectron2.engine import HookBase
 from detectron2.utils import comm
@@ -30,6 +31,8 @@ from mgd_det.errors import ConfigError
 from mgd_det.rng import isolated_rng
 
 from .state_keys import EXACT_RESUME_STATE
+
+Mapper = Callable[[State], "dict[str, object] | None"]
 
 logger = logging.getLogger("detectron2." + __name__)
 
@@ -111,7 +114,7 @@ class SampleOrder(Sampler):
 class _SeededImages(Dataset):
     """Maps (position, index) to an image whose augmentation is drawn from (seed, position)."""
 
-    def __init__(self, dicts: BatchedInputs, mapper: DatasetMapper, seed: int) -> None:
+    def __init__(self, dicts: BatchedInputs, mapper: Mapper, seed: int) -> None:
         # One block of bytes, which the workers share, and from which every record is a copy.
         self.dicts = DatasetFromList(dicts)
         self.mapper, self.seed = mapper, seed
@@ -125,21 +128,26 @@ class _SeededImages(Dataset):
             for retry in range(_RETRIES):
                 seed_all(self.seed, position, retry)
                 record = self.dicts[(index + retry) % len(self.dicts)]
-                image: dict[str, object] | None = self.mapper(record)
+                image = self.mapper(record)
                 if image is not None:
                     return image
         raise RuntimeError(f"the mapper rejected {_RETRIES} images in a row, from number {index} on")
 
 
 class ExactLoader:
-    """The training loader of exact resume; set `start` to the first iteration before iterating."""
+    """The training loader of exact resume; set `start` to the first iteration before iterating.
 
-    def __init__(self, cfg: CfgNode) -> None:
+    Args:
+        cfg: the run's config, its SEED resolved.
+        mapper: maps a record of a data set to an image for the model, or to None where it cannot.
+    """
+
+    def __init__(self, cfg: CfgNode, mapper: Mapper) -> None:
         self.cfg, self.start = cfg, 0
         dicts = get_detection_dataset_dicts(
             cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
         )
-        self.images = _SeededImages(dicts, DatasetMapper(cfg, True), cfg.SEED)
+        self.images = _SeededImages(dicts, mapper, cfg.SEED)
         grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
         self.landscape = [d["width"] > d["height"] for d in dicts] if grouped else None
 

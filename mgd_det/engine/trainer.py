@@ -9,6 +9,7 @@ from functools import cached_property
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, TrainerBase
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
 from detectron2.evaluation import COCOEvaluator
@@ -18,6 +19,7 @@ from torch import nn
 
 from mgd_det.checkpoint.checkpointer import ReportingCheckpointer
 from mgd_det.config import DTYPES, check_values, uses_teacher
+from mgd_det.data.readable import NamingMapper
 from mgd_det.detectron2_compat import wrap_in_ddp
 from mgd_det.detectron2_types import BatchedInputs, State
 from mgd_det.distributed import unwrapped
@@ -119,8 +121,11 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[BatchedInputs]:
-        """Returns the stock loader, or the one of DISTILL.EXACT_RESUME."""
-        return ExactLoader(cfg) if cfg.DISTILL.EXACT_RESUME else super().build_train_loader(cfg)
+        """Returns the stock loader, or the one of DISTILL.EXACT_RESUME; both name images they cannot read."""
+        mapper = NamingMapper(DatasetMapper(cfg, True), skip=cfg.DATALOADER.SKIP_UNREADABLE)
+        if cfg.DISTILL.EXACT_RESUME:
+            return ExactLoader(cfg, mapper)
+        return build_detection_train_loader(cfg, mapper=mapper)
 
     def state_dict(self) -> State:
         """Returns iteration, hooks and what Detectron2 0.6 leaves out: the optimiser and the loss scale."""

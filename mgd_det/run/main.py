@@ -14,6 +14,7 @@ from detectron2.engine import default_argument_parser
 
 from mgd_det.checkpoint.checkpointer import disk_full
 from mgd_det.data.datasets import register_datasets
+from mgd_det.data.readable import UnreadableImage
 from mgd_det.errors import ConfigError
 
 from .evaluation import evaluate_student, evaluate_teacher
@@ -70,6 +71,11 @@ def one_line_errors() -> Iterator[None]:
         yield
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    except UnreadableImage as error:
+        # A loader's worker process hands it on in several lines, of which the last one has the message.
+        message = str(error).strip().splitlines()[-1]
+        sys.stderr.write(f"error: {message.split(f'{UnreadableImage.__name__}: ')[-1]}\n")
         sys.exit(2)
     except OSError as error:
         if not disk_full(error):

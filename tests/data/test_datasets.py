@@ -100,7 +100,10 @@ def test_missing_files_of_registered_and_built_in_sets(student_cfg, tmp_path):
             r"MODEL\.RETINANET\.NUM_CLASSES = 6.*has 7 classes.*NUM_CLASSES 7",
         ),
         (lambda content: one_annotation(content, "bbox"), r"annotation 1 lacks bbox\. Give every"),
-        (lambda content: one_annotation(content, bbox=[8, 8, 16]), r"annotation 1 has the bbox \[8, 8, 16\]"),
+        (
+            lambda content: one_annotation(content, bbox=[8, 8, 16]),
+            r"annotations\[0\].bbox is \[8, 8, 16\], and should be four numbers",
+        ),
         (lambda content: one_annotation(content, bbox=[8, 8, -1, 4]), r"has the bbox \[8, 8, -1, 4\]"),
         (lambda content: one_annotation(content, bbox=[8, 8, float("nan"), 4]), "has the bbox .*nan"),
         (lambda content: json.dumps({**content, "images": []}), r"DATASETS\.TRAIN = .* lists no images"),
@@ -120,7 +123,7 @@ def test_missing_files_of_registered_and_built_in_sets(student_cfg, tmp_path):
         ),
         (
             lambda content: json.dumps({**content, "categories": [{"id": [1], "name": "disc"}]}),
-            r"a category has the id \[1\]",
+            r"categories\[0\].id is \[1\], and should be a whole number or a text",
         ),
         (
             lambda content: json.dumps(
@@ -130,9 +133,9 @@ def test_missing_files_of_registered_and_built_in_sets(student_cfg, tmp_path):
         ),
         (
             lambda content: json.dumps({**content, "images": [{**content["images"][0], "file_name": 7}]}),
-            "an image has the file_name 7",
+            r"images\[0\].file_name is 7, and should be a text",
         ),
-        (lambda content: one_annotation(content, category_id=[1]), "annotation 1 is of an unknown image or"),
+        (lambda content: one_annotation(content, category_id=[1]), r"annotations\[0\].category_id is \[1\]"),
         (
             lambda content: json.dumps(
                 {**content, "annotations": [{**a, "segmentation": [[]]} for a in content["annotations"]]}
@@ -302,11 +305,54 @@ def test_images_that_training_would_stop_at(student_cfg, tmp_path):
             check_images(student_cfg, tmp_path, good, image)
 
 
-def test_a_large_set_is_looked_at_here_and_there_and_no_pixels_are(student_cfg, tmp_path):
-    """Of 201 images every other one; of each the header, behind which this file has been cut off."""
+def test_every_image_is_looked_at_and_no_pixels_are(student_cfg, tmp_path):
+    """Of each the header, behind which this file has been cut off."""
     whole = picture(tmp_path / "1.png", 480, 320).read_bytes()
     (tmp_path / "1.png").write_bytes(whole[: len(whole) // 2])
-    images = [("1.png", 480, 320), ("gone.png", 480, 320)] * 100
-    check_images(student_cfg, tmp_path, *images, images[0])
-    with pytest.raises(ConfigError, match="does not exist"):
-        check_images(student_cfg, tmp_path, *images, images[1])
+    images = [("1.png", 480, 320)] * 300
+    check_images(student_cfg, tmp_path, *images)
+    with pytest.raises(ConfigError, match=r"gone\.png does not exist"):
+        check_images(student_cfg, tmp_path, *images, ("gone.png", 480, 320), *images)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "expected"),
+    [
+        ("area", [4.0], "a number of pixels"),
+        ("area", None, "a number of pixels"),
+        ("area", "4", "a number of pixels"),
+        ("iscrowd", None, "1 for crowds and 0 for others"),
+        ("iscrowd", "0", "1 for crowds and 0 for others"),
+        ("id", "1", "a whole number below 2^53"),
+        ("id", 2**60, "a whole number below 2^53"),
+        ("image_id", True, "a whole number or a text"),
+        ("segmentation", "none", "a list of polygons"),
+        ("segmentation", {"counts": 7}, "a list of polygons"),
+        ("keypoints", ["1"], "a list of numbers"),
+    ],
+)
+def test_types_that_evaluation_would_stop_at_or_misread(entry, value, expected, student_cfg, tmp_path):
+    name = changed(student_cfg, tmp_path, lambda content: one_annotation(content, **{entry: value}))
+    register_datasets(student_cfg)
+    student_cfg.DATASETS.TEST = (name,)
+    with pytest.raises(
+        ConfigError, match=rf"annotations\[0\].{entry} is .*, and should be {re.escape(expected)}"
+    ):
+        check_datasets(student_cfg, training=False)
+
+
+def test_boxes_outside_their_images_are_counted_and_none_left_is_an_error(student_cfg, tmp_path, caplog):
+    def outside(content, number):
+        for annotation in content["annotations"][:number]:
+            annotation["bbox"] = [1000, 8, 10, 10]
+        return json.dumps(content)
+
+    changed(student_cfg, tmp_path, lambda content: outside(content, 2))
+    register_datasets(student_cfg)
+    check_datasets(student_cfg, training=True)
+    assert re.search(r"2 of the 47 boxes in .* teach nothing, that of annotation 1 for one", caplog.text)
+    (tmp_path / "all").mkdir()
+    changed(student_cfg, tmp_path / "all", lambda content: outside(content, None))
+    register_datasets(student_cfg)
+    with pytest.raises(ConfigError, match="no box has an area inside its image"):
+        check_datasets(student_cfg, training=True)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from checking.checks import kill_and_resume
 from checking.jobs import make_config
+from detectron2.data import DatasetMapper
 
 from mgd_det.config import check_values
 from mgd_det.data.datasets import register_datasets
@@ -62,12 +63,16 @@ def test_images_do_not_depend_on_workers_or_on_the_streams(student_cfg, workers)
     student_cfg.INPUT.MIN_SIZE_TRAIN = (48, 64, 80)
     seed_all(workers)
     state = torch.get_rng_state()
-    loader = ExactLoader(student_cfg)
+    loader = ExactLoader(student_cfg, DatasetMapper(student_cfg, True))
     loader.start = 1
     found = [x["image"].float().mean().item() for batch in islice(loader, 3) for x in batch]
     assert torch.equal(torch.get_rng_state(), state)
     student_cfg.DATALOADER.NUM_WORKERS = 0
-    expected = [x["image"].float().mean().item() for b in islice(ExactLoader(student_cfg), 4) for x in b]
+    expected = [
+        x["image"].float().mean().item()
+        for b in islice(ExactLoader(student_cfg, DatasetMapper(student_cfg, True)), 4)
+        for x in b
+    ]
     assert found == expected[2:]
 
 

@@ -36,7 +36,6 @@ printed the following lines and wrote this page:
 
 {not_run}- Several GPUs, and NCCL, which connects them.
 - Two machines: in two-agents, one machine plays both.
-- Resuming a run of several processes, and kills during an evaluation.
 - The loss of a machine: the kernel keeps what a killed process has written, but not through a power cut.
 - Network file systems and object stores.
 """
