@@ -47,12 +47,15 @@ def coco_schema(*, evaluated: bool) -> JsonObject:
         "type": "object",
         "required": ["counts", "size"],
         "properties": {
-            "counts": {"type": ["string", "array"], "items": {"type": "integer", "minimum": 0}},
+            "counts": {
+                "type": ["string", "array"],
+                "items": {"type": "integer", "minimum": 0, "maximum": 2**32 - 1},
+            },
             "size": {
                 "type": "array",
                 "minItems": 2,
                 "maxItems": 2,
-                "items": {"type": "integer", "minimum": 1},
+                "items": {"type": "integer", "minimum": 1, "maximum": 2**16},
             },
         },
     }
