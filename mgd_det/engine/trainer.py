@@ -16,7 +16,7 @@ from detectron2.utils.events import EventWriter
 from torch import nn
 
 from mgd_det.checkpoint.checkpointer import ReportingCheckpointer
-from mgd_det.config import DTYPES, check_values, uses_teacher
+from mgd_det.config import DTYPES, check_run_values, uses_teacher
 from mgd_det.detectron2_compat import wrap_in_ddp
 from mgd_det.detectron2_types import BatchedInputs, State
 from mgd_det.distributed import unwrapped
@@ -26,7 +26,7 @@ from mgd_det.modeling.wrapping import wrap
 
 from .exact_resume import ExactLoader, ExactResumeHook, check_seed
 from .mixed_precision import MixedPrecisionTrainer
-from .optimizer import build_optimizer, carried_over, check_resumed_optimizer, parameter_names
+from .optimizer import build_optimizer, carried_over, check_resumed_optimizer, optimizer_name, parameter_names
 from .rematch import RematchHook, detector_of
 from .signals import SignalHook
 from .state_keys import MATCHING_STATE
@@ -41,7 +41,7 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode) -> None:
         TrainerBase.__init__(self)
-        check_values(cfg, comm.get_world_size())
+        check_run_values(cfg, comm.get_world_size())
         if cfg.DISTILL.EXACT_RESUME:
             check_seed(cfg)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
@@ -114,7 +114,7 @@ class Trainer(DefaultTrainer):
         return {
             **TrainerBase.state_dict(self),
             "_trainer": self._trainer.state_dict(),
-            "optimizer": self.cfg.SOLVER.OPTIMIZER,
+            "optimizer": optimizer_name(self.cfg),
             "parameters": parameter_names(unwrapped(self.model), self.optimizer),
         }
 
@@ -129,7 +129,7 @@ class Trainer(DefaultTrainer):
             ConfigError: that run had another optimiser or, unless DISTILL.RESUME_FRESH allows it, distilled
                 where this one does not, or the other way round.
         """
-        check_resumed_optimizer(self.cfg, state.get("optimizer", self.cfg.SOLVER.OPTIMIZER))
+        check_resumed_optimizer(self.cfg, state.get("optimizer", optimizer_name(self.cfg)))
         self._check_resumed_hooks(state.get("hooks", {}))
         TrainerBase.load_state_dict(self, state)
         if "_trainer" not in state:  # a stock trainer's state

@@ -13,7 +13,7 @@ import torch
 from detectron2.config import CfgNode
 
 from mgd_det.checkpoint.checkpointer import last_checkpoint
-from mgd_det.config import check_values, load_config, uses_teacher
+from mgd_det.config import check_run_values, load_config, uses_teacher
 from mgd_det.data.datasets import check_datasets, register_datasets
 from mgd_det.errors import ConfigError
 
@@ -36,10 +36,11 @@ def preflight(args: Namespace) -> CfgNode:
         ConfigError: for the first thing that would stop the run.
     """
     check_launch(args)
-    cfg = load_config(args.config_file, args.opts, device="" if args.num_gpus else "cpu")
+    device = "" if args.num_gpus else "cpu"
+    cfg = load_config(args.config_file, args.opts, device=device, functions=args.config_function)
     register_datasets(cfg)
     training = not (args.eval_only or args.eval_teacher)
-    check_values(cfg, world_size(args))
+    check_run_values(cfg, world_size(args))
     if args.suggest_weights is not None:
         check_suggestion(cfg, args)
     check_output(cfg, args)
