@@ -51,7 +51,7 @@ def train(cfg: CfgNode, args: Namespace) -> None:
             logger.info("--start-over: the files of the earlier run are in %s", aside)
         if uses_teacher(cfg) and trainer.start_iter == 0:
             require_teacher_ap(cfg, detector_of(trainer).teacher)
-        if comm.is_main_process():
+        if comm.is_main_process() and not uses_teacher(cfg):  # otherwise RematchHook does
             save_student_config(cfg)
         start = time.monotonic()
         trainer.train()
