@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from inspect import getattr_static
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, TrainerBase
 from detectron2.engine.hooks import EvalHook
-from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from torch import nn
@@ -22,8 +25,9 @@ from mgd_det.detectron2_types import BatchedInputs, State
 from mgd_det.distributed import unwrapped
 from mgd_det.errors import RESUME_REMEDY, ConfigError
 from mgd_det.modeling.taps import last_norms
-from mgd_det.modeling.wrapping import wrap
+from mgd_det.modeling.wrapping import student_of, wrap
 
+from .evaluators import build_evaluator, check_evaluation
 from .exact_resume import ExactLoader, ExactResumeHook, check_seed
 from .mixed_precision import MixedPrecisionTrainer
 from .optimizer import build_optimizer, carried_over, check_resumed_optimizer, optimizer_name, parameter_names
@@ -42,6 +46,8 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode) -> None:
         TrainerBase.__init__(self)
         check_run_values(cfg, comm.get_world_size())
+        if getattr_static(self, "build_evaluator") is getattr_static(Trainer, "build_evaluator"):
+            check_evaluation(cfg)  # a subclass may have an evaluator for any set
         if cfg.DISTILL.EXACT_RESUME:
             check_seed(cfg)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
@@ -75,6 +81,9 @@ class Trainer(DefaultTrainer):
         before_saving = exact.gather if exact else None
         signals = SignalHook(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD, before_saving)
         hooks.insert(evaluation, signals)
+        if self.cfg.TEST.AUG.ENABLED:  # after the last evaluation alone, since it takes several times as long
+            augmented = EvalHook(0, lambda: self.test_with_tta(self.cfg, self.model))
+            hooks.insert(evaluation + 2, augmented)
         if uses_teacher(self.cfg):
             hooks.insert(0, RematchHook(self.cfg))
         if exact:
@@ -205,11 +214,23 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
-    ) -> COCOEvaluator:
-        """Returns an evaluator of COCO box AP, and of mask AP where the model predicts masks."""
+    ) -> DatasetEvaluator:
+        """Returns the evaluator of a data set's own kind, its `evaluator_type`."""
         several = [dataset_name] if len(cfg.DATASETS.TEST) > 1 else []
         folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", *several)
-        return COCOEvaluator(dataset_name, output_dir=folder)
+        return build_evaluator(cfg, dataset_name, folder)
+
+    @classmethod
+    def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+        """Evaluate an R-CNN with the test-time augmentation of TEST.AUG; results are named `bbox_TTA` etc."""
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        several = len(cfg.DATASETS.TEST) > 1
+        evaluators = [
+            cls.build_evaluator(cfg, name, os.path.join(folder, name) if several else folder)
+            for name in cfg.DATASETS.TEST
+        ]
+        results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, student_of(model)), evaluators)
+        return {f"{name}_TTA": result for name, result in results.items()}
 
 
 class _LateWriter(EventWriter):

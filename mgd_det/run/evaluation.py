@@ -62,6 +62,8 @@ def evaluate_student(cfg: CfgNode, args: Namespace) -> None:
     with claimed(cfg, args):
         set_up(cfg, args, records)
         results = Trainer.test(cfg, model)
+        if cfg.TEST.AUG.ENABLED:
+            results.update(Trainer.test_with_tta(cfg, model))
     if comm.is_main_process():
         verify_results(cfg, results)
 
