@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib
 from collections.abc import Sequence
 from typing import Callable
@@ -62,8 +63,8 @@ def keys_beyond(cfg: CfgNode, known: CfgNode) -> CfgNode:
     found = CfgNode()
     for key, value in cfg.items():
         if key not in known:
-            found[key] = value.clone() if isinstance(value, CfgNode) else value
-        elif isinstance(value, CfgNode) and isinstance(known[key], CfgNode):
+            found[key] = copy.deepcopy(value)
+        elif isinstance(value, dict) and isinstance(known[key], dict):  # also yacs's own nodes
             inside = keys_beyond(value, known[key])
             if inside:
                 found[key] = inside

@@ -47,7 +47,7 @@ def add_missing(cfg: CfgNode, keys: CfgNode) -> None:
     for key, value in keys.items():
         if key not in cfg:
             setattr(cfg, key, copy.deepcopy(value))  # refused by a frozen config, as an item is not
-        elif isinstance(value, CfgNode) and isinstance(cfg[key], CfgNode):
+        elif isinstance(value, dict) and isinstance(cfg[key], dict):  # also a node of yacs's own class
             add_missing(cfg[key], value)
 
 

@@ -138,5 +138,5 @@ def _keys(cfg: CfgNode, prefix: str = "") -> list[str]:
     """Returns the full names of all keys."""
     names = []
     for key, value in cfg.items():
-        names += _keys(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else [f"{prefix}{key}"]
+        names += _keys(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
     return names

@@ -40,7 +40,7 @@ def _drop(cfg: CfgNode, keys: CfgNode, kept: CfgNode) -> None:
     for key, value in keys.items():
         if key not in cfg:
             continue
-        if isinstance(value, CfgNode) and isinstance(kept.get(key), CfgNode):
+        if isinstance(value, dict) and isinstance(kept.get(key), dict):
             _drop(cfg[key], value, kept[key])
         elif key not in kept:
             del cfg[key]

@@ -56,7 +56,17 @@ class MatchingImages:
             self._images = [needed(record, self.mapper) for record in records]
 
     def _read(self) -> list[JsonObject]:
-        dicts: list[JsonObject] = get_detection_dataset_dicts(self.cfg.DATASETS.TRAIN, filter_empty=False)
+        names = self.cfg.DATASETS.TRAIN
+        try:
+            dicts: list[JsonObject] = get_detection_dataset_dicts(names, filter_empty=False)
+        except (AssertionError, KeyError) as error:  # no set, or one that is not registered
+            raise ConfigError(
+                "DATASETS.TRAIN",
+                names,
+                f"the matching cannot read its images there ({error})",
+                "Name sets that are registered with Detectron2; or set `matching.images` of the RematchHook "
+                "to a function from an iteration to batches.",
+            ) from error
         return dicts
 
     def __call__(self, iteration: int) -> Iterable[list[JsonObject]]:

@@ -68,7 +68,7 @@ PACKAGES = {  # that evaluators import when they are built or run
     "cityscapes_instance": "cityscapesscripts",
     "cityscapes_sem_seg": "cityscapesscripts",
 }
-WITHOUT_BOXES = ("sem_seg", "cityscapes_sem_seg")
+WITH_COCO_BOXES = ("coco", "coco_panoptic_seg")
 
 
 def evaluator_type(name: str) -> str:
@@ -118,9 +118,9 @@ def check_evaluation(cfg: CfgNode) -> None:
         if package and importlib.util.find_spec(package) is None:
             problem = f"evaluating a set of the type {kind!r} needs the package {package}"
             raise ConfigError("DATASETS.TEST", name, problem, "Install it, or test on another set.")
-        if kind in WITHOUT_BOXES and cfg.DISTILL.TEACHER.MIN_AP > 0:
-            problem = f"the set {name!r} has no boxes, on which the teacher's AP is measured"
-            remedy = "Set it 0, or test on a set with boxes."
+        if kind not in WITH_COCO_BOXES and cfg.DISTILL.TEACHER.MIN_AP > 0:
+            problem = f"the set {name!r} has no boxes in COCO format, on which the teacher's AP is measured"
+            remedy = "Set it 0, or test on such a set."
             raise ConfigError("DISTILL.TEACHER.MIN_AP", cfg.DISTILL.TEACHER.MIN_AP, problem, remedy)
     if cfg.TEST.AUG.ENABLED:
         check_augmented_test(cfg)

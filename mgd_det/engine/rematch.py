@@ -102,14 +102,13 @@ class RematchHook(HookBase):
     @trainer.setter
     def trainer(self, trainer: TrainerBase) -> None:
         self._trainer = trainer
-        checkpointer = self._checkpointer()
-        # Now, because a resume comes before the training. `before_train` knows if the trainer stores hooks.
+        # Now, because a resume comes before the training, which knows if the trainer stores its hooks.
+        self._join(getattr(trainer, "checkpointer", None))
+
+    def _join(self, checkpointer: DetectionCheckpointer | None) -> None:
+        """Have a checkpointer store this hook's state, unless it does."""
         if checkpointer is not None and MATCHING_STATE not in checkpointer.checkpointables:
             checkpointer.add_checkpointable(MATCHING_STATE, self)
-
-    def _checkpointer(self) -> DetectionCheckpointer | None:
-        checkpointer = getattr(self._trainer, "checkpointer", None)
-        return checkpointer if hasattr(checkpointer, "add_checkpointable") else None
 
     @property
     def detector(self) -> DistilledDetector:
@@ -132,9 +131,10 @@ class RematchHook(HookBase):
         if self.trainer.start_iter == 0:
             self.detector.inherit()
         warn_if_lost(self.detector, self.trainer.start_iter, loaded=self._loaded)
-        checkpointer = self._checkpointer()
+        checkpointer = getattr(self.trainer, "checkpointer", None)
+        self._join(checkpointer)  # one that was made after the hook was registered
         if checkpointer is not None and stores_hooks(checkpointer):
-            checkpointer.checkpointables.pop(MATCHING_STATE, None)
+            del checkpointer.checkpointables[MATCHING_STATE]
         images = self.matching.images
         if self.detector.matching and isinstance(images, MatchingImages):
             trainer = self.trainer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import pytest
+import yacs.config
 from detectron2.config import get_cfg
 from helpers.projects import FUNCTION, add_project_config
 
@@ -164,3 +165,13 @@ def test_without_functions_the_teacher_takes_what_its_file_lacks_and_says_so(two
         teacher = TeacherSpec.from_config(two_of_a_project).config()
     assert teacher.MODEL.PROJECT == {"EXTRA": 5, "NAME": "teacher"}
     assert "does not set MODEL.PROJECT.EXTRA, which has the value of the student's config." in caplog.text
+
+
+def test_nodes_of_yacs_own_class():
+    cfg = get_cfg()
+    cfg.MODEL.THEIRS = yacs.config.CfgNode({"A": 1, "B": yacs.config.CfgNode({"C": 2})})
+    known = get_cfg()
+    known.MODEL.THEIRS = yacs.config.CfgNode({"A": 0})
+    assert keys_beyond(cfg, known) == {"MODEL": {"THEIRS": {"B": {"C": 2}}}}
+    add_mgd_config(cfg)
+    assert student_config(cfg).MODEL.THEIRS.B.C == 2

@@ -150,3 +150,11 @@ def test_a_loader_without_a_mapper_is_named(cfg, caplog):
 def test_a_mapper_that_is_given(cfg):
     images = RematchHook(cfg, mapper=partial(grey, level=9)).matching.images
     assert {x["image"].max().item() for batch in images(0) for x in batch} == {9}
+
+
+def test_images_that_are_not_in_detectron2s_catalog(cfg):
+    cfg.DATASETS.TRAIN = ("of_nobody",)
+    with pytest.raises(
+        ConfigError, match=r"DATASETS\.TRAIN = .*cannot read its images there .*set `matching\."
+    ):
+        RematchHook(cfg).matching.images(0)
