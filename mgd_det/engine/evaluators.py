@@ -104,12 +104,12 @@ def _builders(name: str) -> tuple[Callable[[CfgNode, str, str], DatasetEvaluator
     return EVALUATORS[kind]
 
 
-def check_evaluation(cfg: CfgNode) -> None:
-    """Check that the sets in DATASETS.TEST, which are registered, can be evaluated as the config says.
+def check_evaluators(cfg: CfgNode) -> None:
+    """Check that the sets in DATASETS.TEST, which are registered, can be evaluated.
 
     Raises:
-        ConfigError: there is no evaluator for one, or its package is missing; or the student or the teacher
-            cannot be tested as TEST.AUG.ENABLED or DISTILL.TEACHER.MIN_AP demand.
+        ConfigError: there is no evaluator for one, or its package is missing; or it has no boxes for the
+            check of the teacher that DISTILL.TEACHER.MIN_AP asks for.
     """
     for name in cfg.DATASETS.TEST:
         _builders(name)
@@ -122,16 +122,16 @@ def check_evaluation(cfg: CfgNode) -> None:
             problem = f"the set {name!r} has no boxes in COCO format, on which the teacher's AP is measured"
             remedy = "Set it 0, or test on such a set."
             raise ConfigError("DISTILL.TEACHER.MIN_AP", cfg.DISTILL.TEACHER.MIN_AP, problem, remedy)
-    if cfg.TEST.AUG.ENABLED:
-        check_augmented_test(cfg)
 
 
 def check_augmented_test(cfg: CfgNode) -> None:
-    """Check that Detectron2's test-time augmentation works for the student.
+    """Check that Detectron2's test-time augmentation works for the student, if TEST.AUG asks for it.
 
     Raises:
         ConfigError: it is no R-CNN with boxes and masks.
     """
+    if not cfg.TEST.AUG.ENABLED:
+        return
     architecture = student_config(cfg).MODEL.META_ARCHITECTURE
     built = META_ARCH_REGISTRY.get(architecture) if architecture in META_ARCH_REGISTRY else None
     rcnn = isinstance(built, type) and issubclass(built, GeneralizedRCNN)

@@ -27,7 +27,7 @@ from mgd_det.errors import RESUME_REMEDY, ConfigError
 from mgd_det.modeling.taps import last_norms
 from mgd_det.modeling.wrapping import student_of, wrap
 
-from .evaluators import build_evaluator, check_evaluation
+from .evaluators import build_evaluator, check_augmented_test, check_evaluators
 from .exact_resume import ExactLoader, ExactResumeHook, check_seed
 from .mixed_precision import MixedPrecisionTrainer
 from .optimizer import build_optimizer, carried_over, check_resumed_optimizer, optimizer_name, parameter_names
@@ -46,8 +46,11 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode) -> None:
         TrainerBase.__init__(self)
         check_run_values(cfg, comm.get_world_size())
-        if getattr_static(self, "build_evaluator") is getattr_static(Trainer, "build_evaluator"):
-            check_evaluation(cfg)  # a subclass may have an evaluator for any set
+        # A subclass may have an evaluator for any set, and augment tests of any detector.
+        if _is_ours(self, "build_evaluator"):
+            check_evaluators(cfg)
+        if _is_ours(self, "test_with_TTA"):
+            check_augmented_test(cfg)
         if cfg.DISTILL.EXACT_RESUME:
             check_seed(cfg)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
@@ -82,7 +85,7 @@ class Trainer(DefaultTrainer):
         signals = SignalHook(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD, before_saving)
         hooks.insert(evaluation, signals)
         if self.cfg.TEST.AUG.ENABLED:  # after the last evaluation alone, since it takes several times as long
-            augmented = EvalHook(0, lambda: self.test_with_tta(self.cfg, self.model))
+            augmented = EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model))
             hooks.insert(evaluation + 2, augmented)
         if uses_teacher(self.cfg):
             hooks.insert(0, RematchHook(self.cfg))
@@ -221,7 +224,7 @@ class Trainer(DefaultTrainer):
         return build_evaluator(cfg, dataset_name, folder)
 
     @classmethod
-    def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
         """Evaluate an R-CNN with the test-time augmentation of TEST.AUG; results are named `bbox_TTA` etc."""
         folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
         several = len(cfg.DATASETS.TEST) > 1
@@ -231,6 +234,11 @@ class Trainer(DefaultTrainer):
         ]
         results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, student_of(model)), evaluators)
         return {f"{name}_TTA": result for name, result in results.items()}
+
+
+def _is_ours(trainer: Trainer, method: str) -> bool:
+    """Returns True if a trainer's class does not override a method of :class:`Trainer`."""
+    return getattr_static(trainer, method) is getattr_static(Trainer, method)
 
 
 class _LateWriter(EventWriter):

@@ -68,7 +68,7 @@ def evaluate_student(cfg: CfgNode, args: Namespace) -> None:
         set_up(cfg, args, records)
         results = Trainer.test(cfg, model)
         if cfg.TEST.AUG.ENABLED:
-            results.update(Trainer.test_with_tta(cfg, model))
+            results.update(Trainer.test_with_TTA(cfg, model))
     if comm.is_main_process():
         verify_results(cfg, results)
 

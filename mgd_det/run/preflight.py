@@ -15,7 +15,7 @@ from detectron2.config import CfgNode
 from mgd_det.checkpoint.checkpointer import last_checkpoint
 from mgd_det.config import check_run_values, load_config, uses_teacher
 from mgd_det.data.datasets import check_datasets, register_datasets
-from mgd_det.engine.evaluators import check_evaluation
+from mgd_det.engine.evaluators import check_augmented_test, check_evaluators
 from mgd_det.errors import ConfigError
 
 from .evaluation import teacher_test_config
@@ -54,7 +54,8 @@ def preflight(args: Namespace) -> CfgNode:
         student=not args.eval_teacher,
         teacher=teacher_test_config(cfg) if tests_teacher else None,
     )
-    check_evaluation(cfg)
+    check_evaluators(cfg)
+    check_augmented_test(cfg)
     if training and args.suggest_weights is None:
         check_baseline(cfg)
     return cfg

@@ -14,7 +14,7 @@ from helpers.pipelines import pipeline_config
 from helpers.voc import make_voc
 
 from mgd_det import Trainer, register_datasets
-from mgd_det.engine.evaluators import build_evaluator, check_evaluation
+from mgd_det.engine.evaluators import build_evaluator, check_augmented_test, check_evaluators
 from mgd_det.errors import ConfigError
 from mgd_det.run.summary import summary
 
@@ -52,13 +52,13 @@ def test_sets_in_coco_format(cfg):
 
 def test_a_set_of_classes_per_pixel(of_kind):
     cfg = of_kind("sem_seg")
-    check_evaluation(cfg)
+    check_evaluators(cfg)
     assert type(build_evaluator(cfg, cfg.DATASETS.TEST[0], cfg.OUTPUT_DIR)) is SemSegEvaluator
     cfg.DISTILL.TEACHER.MIN_AP = 30.0
     with pytest.raises(
         ConfigError, match=r"MIN_AP = 30.0: the set 'set_of_sem_seg' has no boxes in COCO format"
     ):
-        check_evaluation(cfg)
+        check_evaluators(cfg)
 
 
 @pytest.mark.parametrize(
@@ -73,10 +73,10 @@ def test_a_set_of_classes_per_pixel(of_kind):
 def test_sets_whose_evaluation_needs_a_package(kind, package, of_kind):
     cfg = of_kind(kind)
     if importlib.util.find_spec(package):
-        check_evaluation(cfg)
+        check_evaluators(cfg)
     else:
         with pytest.raises(ConfigError, match=f"'set_of_{kind}': .* needs the package {package}. Install it"):
-            check_evaluation(cfg)
+            check_evaluators(cfg)
 
 
 def test_a_kind_that_nobody_knows_is_refused_before_the_run(of_kind):
@@ -97,7 +97,7 @@ def test_a_kind_that_nobody_knows_is_refused_before_the_run(of_kind):
 def test_pascal_voc_counts_as_its_own_evaluator_does(cfg, demo_data, tmp_path):
     name = make_voc(demo_data, tmp_path / "voc", "val")
     cfg.DATASETS.TEST = (name,)
-    check_evaluation(cfg)
+    check_evaluators(cfg)
     assert type(Trainer.build_evaluator(cfg, name)) is PascalVOCDetectionEvaluator
     results = Trainer.test(cfg, Perfect(name))
     assert results["bbox"] == pytest.approx({"AP": 100.0, "AP50": 100.0, "AP75": 100.0})
@@ -126,10 +126,10 @@ def test_augmentation_at_test_time_is_for_rcnns(cfg, demo_data, tmp_path):
     ):
         Trainer(cfg)
     cfg.merge_from_list(FASTER_RCNN)
-    check_evaluation(cfg)
+    check_augmented_test(cfg)
     cfg.MODEL.KEYPOINT_ON = True
     with pytest.raises(ConfigError, match=r"TEST\.AUG\.ENABLED = True"):
-        check_evaluation(cfg)
+        check_augmented_test(cfg)
 
 
 def test_an_rcnn_is_tested_with_augmentation_at_its_end(demo_data, tmp_path):
