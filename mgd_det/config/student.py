@@ -16,9 +16,10 @@ from .values import OPTIMIZERS
 def student_config(cfg: CfgNode) -> CfgNode:
     """Returns the config of the student alone, without the keys of this project.
 
-    Stock Detectron2 builds the student from it, or the code of the project whose keys it holds. Only a student
-    that is made from a network of torchvision or timm keeps `MODEL.TORCHVISION`. A key that another project has as well stays: one that a function in DISTILL.CONFIG_FUNCTIONS adds, and a
-    SOLVER.OPTIMIZER whose value is not one of ours.
+    Stock Detectron2 builds the student from it, or the code of the project whose keys it holds. A key that
+    another project has as well stays: one that a function in DISTILL.CONFIG_FUNCTIONS adds, and a
+    SOLVER.OPTIMIZER whose value is not one of ours. So does MODEL.TORCHVISION of a student that is made from
+    a network of torchvision or timm.
     """
     student = cfg.clone()
     student.defrost()

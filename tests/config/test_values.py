@@ -78,9 +78,9 @@ def test_a_network_of_torchvision_that_no_builder_would_use(cfg):
         r"NAME = 'build_retinanet_resnet_fpn_backbone': .*Set \"build_retinanet_torchvision_fpn_backbone"
     )
     with pytest.raises(ConfigError, match=message):
-        check_values(cfg)
+        check_run_values(cfg)
     cfg.MODEL.BACKBONE.NAME = "build_retinanet_torchvision_fpn_backbone"
-    check_values(cfg)
+    check_run_values(cfg)
 
 
 @pytest.mark.parametrize("entry", [Trainer, RematchHook, DistilledDetector])
