@@ -6,7 +6,7 @@ Subclasses that override or call protected members of their own base class do so
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Callable, TypedDict
+from typing import Any, Callable, TypedDict
 
 import torch
 import torch.distributed as dist
@@ -25,6 +25,7 @@ __all__ = [
     "allow_compilations",
     "apply_to_tensors",
     "last_eval_results",
+    "mapper_of",
     "restore_scalars",
     "saved_scalars",
     "set_local_group",
@@ -98,6 +99,20 @@ def wrap_in_ddp(model: nn.Module, device: torch.device) -> nn.Module:
 def last_eval_results(trainer: DefaultTrainer) -> Mapping[str, Mapping[str, float]] | None:
     """Returns the results of the trainer's last evaluation, which it keeps to itself; None without one."""
     return getattr(trainer, "_last_eval_results", None)
+
+
+def mapper_of(loader: Any) -> Callable[..., Any] | None:
+    """Returns the function by which a data loader maps the records of a data set, None if it is not found.
+
+    Detectron2's data sets keep it, and the data sets that they wrap, to themselves.
+    """
+    found = None
+    while loader is not None:
+        # The innermost one maps records. One further out, where there is one, collates batches.
+        found = getattr(loader, "_map_func", None) or getattr(loader, "mapper", None) or found
+        inside = (getattr(loader, name, None) for name in ("dataset", "_dataset"))
+        loader = next((data for data in inside if data is not None), None)
+    return getattr(found, "_obj", found)  # without the wrapper that makes it picklable
 
 
 def apply_to_tensors(model: nn.Module, fn: Callable[[Tensor], Tensor]) -> None:

@@ -28,6 +28,7 @@ from commandline import Figures, argument_parser, bad_input_in_one_line, circums
 from detectron2.config import CfgNode
 
 from mgd_det.config import DTYPES, load_config
+from mgd_det.config.functions import add_config_flag
 from mgd_det.data.datasets import check_datasets, register_datasets
 
 PARTS = ("loss", "solve", "steps", "memory")
@@ -59,6 +60,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         help=parts,
     )
     parser.add_argument("--config-file", default="configs/retinanet_r18_mgd.yaml", metavar="FILE")
+    add_config_flag(parser)
     parser.add_argument(
         "--methods", nargs="+", default=["mgd"], metavar="METHOD", help="each by itself (default: mgd)"
     )
@@ -122,7 +124,7 @@ def measure(args: argparse.Namespace) -> Figures:
     """Returns the figures of the parts that were asked for."""
     device = torch.device(args.device)
     found: Figures = {}
-    cfg = load_config(args.config_file, args.opts, device=args.device)
+    cfg = load_config(args.config_file, args.opts, device=args.device, functions=args.config_function)
     register_datasets(cfg)
     if DATA in args.only and not args.photos:
         cfg.DATASETS.TEST = ()

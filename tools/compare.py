@@ -35,6 +35,7 @@ An experiment is a YAML file; its paths start at the repository:
   seeds: [11, 12, 13]
   baseline: student alone                 # the arm that the others are compared with
   set: [DATASETS.TEST, '("demo_test",)']  # overrides for all arms; may be left out
+  functions: []                           # that add keys, as --config-function names them; may be left out
   pairs:                                  # arms to compare with each other, too; may be left out
     - [mgd, "mgd, random assignment"]
   arms:

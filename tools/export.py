@@ -32,6 +32,7 @@ from exporting.networks import (
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from mgd_det.config.functions import add_config_flag
 from mgd_det.errors import ConfigError
 
 WARM_UP = 3  # runs in which TorchScript still compiles
@@ -46,6 +47,7 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argument_parser(__doc__, EXAMPLES)
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="OUTPUT_DIR of the run")
+    add_config_flag(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument(
         "--format", nargs="+", choices=list(FORMATS), default=["torchscript"], help="(default: torchscript)"
@@ -75,7 +77,7 @@ def export(args: argparse.Namespace) -> None:
         Disagreement: an exported file does not detect what PyTorch does.
     """
     check_arguments(args)
-    cfg = read_run(args.run)
+    cfg = read_run(args.run, args.config_function)
     path = image_path(cfg, args.image)
     image = load_image(cfg, path)
     student = student_of(cfg)

@@ -16,6 +16,7 @@ from commandline import argument_parser, bad_input_in_one_line, say
 from visualizing.report import gather, write_report
 from visualizing.runs import open_runs
 
+from mgd_det.config.functions import add_config_flag
 from mgd_det.errors import ConfigError
 
 MOST_IMAGES = 12  # with more the page grows too heavy for a phone
@@ -35,6 +36,7 @@ config start at the working directory, as they did in training.
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argument_parser(__doc__, EXAMPLES)
     parser.add_argument("--run", type=Path, required=True, metavar="RUN", help="OUTPUT_DIR of a training run")
+    add_config_flag(parser)
     parser.add_argument(
         "--baseline", type=Path, metavar="RUN", help="run of the same student without a teacher"
     )
@@ -60,7 +62,7 @@ def visualize(args: argparse.Namespace) -> Path:
     folders = [("--run", args.run)]
     folders += [("--baseline", args.baseline)] if args.baseline else []
     folders += [("--compare", folder) for folder in args.compare]
-    run, *others = open_runs(folders, args.checkpoint)
+    run, *others = open_runs(folders, args.checkpoint, args.config_function)
     material = gather(run, others[0] if args.baseline else None, args.images)
     return write_report(material, others, out)
 

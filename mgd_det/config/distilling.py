@@ -21,8 +21,7 @@ def distill(cfg: CfgNode, teacher: str, weights: str = "") -> CfgNode:
     """
     frozen = cfg.is_frozen()
     cfg.defrost()
-    if "DISTILL" not in cfg:
-        add_mgd_config(cfg)
+    add_mgd_config(cfg)
     if cfg.MODEL.META_ARCHITECTURE != DISTILLER:
         cfg.DISTILL.STUDENT_ARCHITECTURE = cfg.MODEL.META_ARCHITECTURE
         cfg.MODEL.META_ARCHITECTURE = DISTILLER

@@ -12,7 +12,17 @@ DISTILLER = "DistilledDetector"  # MODEL.META_ARCHITECTURE of a student with a t
 
 
 def add_mgd_config(cfg: CfgNode) -> None:
-    """Add the keys of this project to a Detectron2 config, in place."""
+    """Add the keys of this project to a Detectron2 config, in place.
+
+    A key that is there keeps its value, so the functions of other projects can be called before or after
+    this one, and this one more than once.
+    """
+    add_missing(cfg, own_keys())
+
+
+def own_keys() -> CfgNode:
+    """Returns the keys of this project with their defaults, in a config of nothing else."""
+    cfg = CfgNode({"DATALOADER": {}, "DATASETS": {}, "MODEL": {"RESNETS": {}}, "SOLVER": {"AMP": {}}})
     _add_to_stock_sections(cfg)
     _add_torchvision(cfg)
     cfg.DISTILL = CfgNode()
@@ -29,6 +39,16 @@ def add_mgd_config(cfg: CfgNode) -> None:
     for name, defaults in method_defaults().items():
         # Methods that a user has registered bring their keys along.
         cfg.DISTILL.setdefault(name.upper(), CfgNode(copy.deepcopy(defaults)))
+    return cfg
+
+
+def add_missing(cfg: CfgNode, keys: CfgNode) -> None:
+    """Add to a config, in place, the keys that it lacks."""
+    for key, value in keys.items():
+        if key not in cfg:
+            setattr(cfg, key, copy.deepcopy(value))  # refused by a frozen config, as an item is not
+        elif isinstance(value, dict) and isinstance(cfg[key], dict):  # also a node of yacs's own class
+            add_missing(cfg[key], value)
 
 
 def uses_teacher(cfg: CfgNode) -> bool:
@@ -52,8 +72,8 @@ def _add_to_stock_sections(cfg: CfgNode) -> None:
     # If True, a training from scratch starts with every residual block as an identity: the weight of its
     # last norm is zero (Goyal et al. 2017, section 5.1). Deep networks then begin to learn earlier.
     cfg.MODEL.RESNETS.ZERO_INIT_RESIDUAL = False
-    # The optimizer: "SGD", as in stock Detectron2, or "AdamW". Both use SOLVER.BASE_LR and
-    # SOLVER.WEIGHT_DECAY.
+    # The optimizer of mgd_det.Trainer: "SGD", as in stock Detectron2, or "AdamW", in upper or lower case.
+    # Both use SOLVER.BASE_LR and SOLVER.WEIGHT_DECAY. A trainer of your own may read other values here.
     cfg.SOLVER.OPTIMIZER = "SGD"
 
 
@@ -108,6 +128,10 @@ def _add_run(cfg: CfgNode) -> None:
     cfg.DISTILL.GRADIENT_PERIOD = 200
     # The OUTPUT_DIR of a run of the student alone, which the summary at the end compares with.
     cfg.DISTILL.BASELINE = ""
+    # The functions of other projects that add their keys to a config, each "module:function". The flag
+    # --config-function sets this key, and a script of your own can. The teacher's config gets these keys as
+    # well.
+    cfg.DISTILL.CONFIG_FUNCTIONS = []
     # If True, weight files and a teacher's config that hold arbitrary Python objects are loaded. Loading
     # those can run any code.
     cfg.DISTILL.UNSAFE_LOADING = False

@@ -1,17 +1,23 @@
-"""Reading a config file with this project's keys, and the way back to stock Detectron2."""
+"""Reading a config file with the keys of this project and of others."""
 
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 from collections.abc import Sequence
 
 import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
+from detectron2.utils.logger import log_first_n
 
 from mgd_det.errors import ConfigError
 
-from .keys import DISTILLER, add_mgd_config
+from .functions import FLAG, config_with, keys_beyond
+from .keys import add_mgd_config, add_missing
+
+FUNCTIONS_KEY = "DISTILL.CONFIG_FUNCTIONS"
+_MOST_SHOWN = 3  # keys in a message
 
 
 def load_config(
@@ -22,8 +28,10 @@ def load_config(
     key: str = "--config-file",
     opts_key: str = "overrides",
     trusted: bool = True,
+    functions: Sequence[str] = (),
+    other_keys: CfgNode | None = None,
 ) -> CfgNode:
-    """Read a config file with this project's keys allowed, then apply overrides.
+    """Read a config file with the keys of this project and of others allowed, then apply overrides.
 
     Args:
         path: the path of a yaml file.
@@ -32,19 +40,35 @@ def load_config(
         key, opts_key: the names of the file and the overrides in errors.
         trusted: if False, the file and its `_BASE_` are read as plain yaml; if True, Python objects in them
             are built as Detectron2 does, which can run any code.
+        functions: functions that add the keys of other projects, "module:function" each. The config that is
+            returned names them in DISTILL.CONFIG_FUNCTIONS.
+        other_keys: further keys with the values to start from, where no function adds them. One line is
+            logged for those that the file leaves as they are.
 
     Raises:
-        ConfigError: no such file, not a config, unknown keys, values of a wrong type, or Python objects in a
-            file that is not trusted.
+        ConfigError: no such file, not a config, no such function, unknown keys, values of a wrong type, or
+            Python objects in a file that is not trusted.
     """
     if not os.path.isfile(path):
         raise ConfigError(key, path, "there is no such file", "Give the path of a .yaml config.")
-    cfg = get_cfg()
+    cfg = config_with(functions)
     add_mgd_config(cfg)
+    if other_keys:
+        add_missing(cfg, other_keys)
     _merge_file(cfg, path, key, trusted=trusted)
+    if other_keys:
+        _report_left(other_keys, path, trusted=trusted)
+    for name in cfg.DISTILL.CONFIG_FUNCTIONS:
+        if name not in functions:  # a file does not decide which code runs
+            problem = f"is of a run with {FLAG} {name}"
+            raise ConfigError(key, path, problem, f"Give that flag as well ({FUNCTIONS_KEY} in a script).")
+    cfg.DISTILL.CONFIG_FUNCTIONS = list(functions)
     if device:
         cfg.MODEL.DEVICE = device
     _merge_overrides(cfg, opts, opts_key)
+    if list(functions) != cfg.DISTILL.CONFIG_FUNCTIONS:
+        problem = "comes too late among the overrides, since the file has been read"
+        raise ConfigError(FUNCTIONS_KEY, cfg.DISTILL.CONFIG_FUNCTIONS, problem, f"Give {FLAG} instead.")
     return cfg
 
 
@@ -62,6 +86,21 @@ def _merge_file(cfg: CfgNode, path: str, key: str, *, trusted: bool) -> None:
     except (KeyError, ValueError, AssertionError, AttributeError, OSError, yaml.YAMLError) as error:
         reason = _reason(error)
         raise ConfigError(key, path, reason, _remedy(reason, "Correct the file.")) from error
+
+
+def _report_left(other_keys: CfgNode, path: str, *, trusted: bool) -> None:
+    """Log which of the keys of other projects a file does not set; those of SOLVER build no network."""
+    in_file = CfgNode(CfgNode.load_yaml_with_base(path, allow_unsafe=trusted))
+    left = [name for name in _keys(keys_beyond(other_keys, in_file)) if not name.startswith("SOLVER.")]
+    if left:
+        shown = ", ".join(left[:_MOST_SHOWN]) + (" ..." if len(left) > _MOST_SHOWN else "")
+        log_first_n(
+            logging.WARNING,
+            f"{path} does not set {shown}, which has the value of the student's config. If it should be the "
+            f"default, name the functions that add these keys in {FUNCTIONS_KEY}",
+            key="message",
+            name="detectron2." + __name__,
+        )
 
 
 def _merge_overrides(cfg: CfgNode, opts: Sequence[object], opts_key: str) -> None:
@@ -90,6 +129,8 @@ def _remedy(reason: str, otherwise: str) -> str:
         return "Lists are written '[\"mgd\"]' or '[2.0]', tuples of one '(6000,)', fractions 35.0."
     if "key: DISTILL." in reason:
         return f"{otherwise} The keys of a method of your own are there once it has been imported."
+    if "Non-existent" in reason or "non-existent" in reason:
+        return f"{otherwise} Keys of another project are there with {FLAG} module:function."
     return otherwise
 
 
@@ -97,30 +138,5 @@ def _keys(cfg: CfgNode, prefix: str = "") -> list[str]:
     """Returns the full names of all keys."""
     names = []
     for key, value in cfg.items():
-        names += _keys(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else [f"{prefix}{key}"]
+        names += _keys(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
     return names
-
-
-def student_config(cfg: CfgNode) -> CfgNode:
-    """Returns the config of the student alone in stock keys, from which stock Detectron2 builds it.
-
-    Only a student that is made from a network of torchvision or timm keeps `MODEL.TORCHVISION`.
-    """
-    stock = get_cfg()
-    student = cfg.clone()
-    student.defrost()
-    if student.MODEL.META_ARCHITECTURE == DISTILLER:
-        student.MODEL.META_ARCHITECTURE = student.DISTILL.STUDENT_ARCHITECTURE
-    torchvision = student.MODEL.TORCHVISION
-    _drop_added_keys(student, stock)
-    if torchvision.NAME:
-        student.MODEL.TORCHVISION = torchvision
-    return student
-
-
-def _drop_added_keys(cfg: CfgNode, stock: CfgNode) -> None:
-    for key in list(cfg):
-        if key not in stock:
-            del cfg[key]
-        elif isinstance(cfg[key], CfgNode):
-            _drop_added_keys(cfg[key], stock[key])

@@ -6,7 +6,7 @@ A method checks the keys of its own node when it is built.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Union
 
@@ -23,13 +23,20 @@ ASSIGNMENTS = ("solved", "random", "identity")
 
 @dataclass(frozen=True)
 class OneOf:
-    """One of a few names."""
+    """One of a few names; with `any_case` in upper or lower case."""
 
     names: tuple[str, ...]
+    any_case: bool = False
 
-    def problem(self, value: str) -> str:
+    def problem(self, value: object) -> str:
         """Returns what is wrong with a value, or "" if nothing is."""
-        return "" if value in self.names else "unknown"
+        return "unknown" if self.find(value) is None else ""
+
+    def find(self, value: object) -> str | None:
+        """Returns the name that a value stands for, None if there is none."""
+        if not self.any_case:
+            return next((name for name in self.names if name == value), None)
+        return next((name for name in self.names if name.lower() == str(value).lower()), None)
 
     @property
     def remedy(self) -> str:
@@ -76,21 +83,10 @@ class WholeNumbers:
 
 Rule = Union[OneOf, Range, WholeNumbers]
 
+# What distilling reads, in any trainer.
 VALUES: dict[str, Rule] = {
     # NumPy takes no larger seeds.
     "SEED": Range(-1, 2**32 - 1, hint="Give a whole number of 32 bits, or -1 for a seed that is drawn."),
-    "SOLVER.MAX_ITER": Range(1),
-    "SOLVER.BASE_LR": Range(0),
-    "SOLVER.WARMUP_ITERS": Range(0),
-    "SOLVER.WARMUP_FACTOR": Range(0),
-    "SOLVER.GAMMA": Range(0),
-    "SOLVER.MOMENTUM": Range(0),
-    "SOLVER.WEIGHT_DECAY": Range(0),
-    "SOLVER.WEIGHT_DECAY_NORM": Range(0),
-    "SOLVER.CHECKPOINT_PERIOD": Range(1),
-    "TEST.EVAL_PERIOD": Range(0, hint="0 evaluates at the end alone."),
-    "SOLVER.OPTIMIZER": OneOf(OPTIMIZERS),
-    "SOLVER.AMP.DTYPE": OneOf(tuple(DTYPES)),
     "SOLVER.IMS_PER_BATCH": Range(1, hint="Give a multiple of the number of processes."),
     "DATALOADER.NUM_WORKERS": Range(0, hint="0 loads in the main process."),
     "DISTILL.STRENGTH": Range(0),
@@ -115,9 +111,40 @@ VALUES: dict[str, Rule] = {
     "DISTILL.EXPERIMENT.DECAY_ITER": Range(0),
 }
 
+# What this project's trainer reads beside. In a trainer of another project they mean what that one says.
+RUN_VALUES: dict[str, Rule] = {
+    "SOLVER.MAX_ITER": Range(1),
+    "SOLVER.BASE_LR": Range(0),
+    "SOLVER.WARMUP_ITERS": Range(0),
+    "SOLVER.WARMUP_FACTOR": Range(0),
+    "SOLVER.GAMMA": Range(0),
+    "SOLVER.MOMENTUM": Range(0),
+    "SOLVER.WEIGHT_DECAY": Range(0),
+    "SOLVER.WEIGHT_DECAY_NORM": Range(0),
+    "SOLVER.CHECKPOINT_PERIOD": Range(1),
+    "TEST.EVAL_PERIOD": Range(0, hint="0 evaluates at the end alone."),
+    "SOLVER.OPTIMIZER": OneOf(OPTIMIZERS, any_case=True),
+    "SOLVER.AMP.DTYPE": OneOf(tuple(DTYPES)),
+}
 
-def check_values(cfg: CfgNode, num_processes: int = 1) -> None:
-    """Check that a config's values can work, each by itself and those of related keys together.
+
+def check_values(cfg: CfgNode) -> None:
+    """Check that the values that distilling reads can work, in whatever trainer.
+
+    Args:
+        cfg: a config with this project's keys.
+
+    Raises:
+        ConfigError: for the first value that cannot.
+    """
+    _check_table(cfg, VALUES)
+    _check_device(cfg)
+    _check_decay(cfg)
+    _check_backbone(cfg)
+
+
+def check_run_values(cfg: CfgNode, num_processes: int = 1) -> None:
+    """Check that all values that a run of this project's trainer reads can work.
 
     Args:
         cfg: a config with this project's keys.
@@ -126,14 +153,23 @@ def check_values(cfg: CfgNode, num_processes: int = 1) -> None:
     Raises:
         ConfigError: for the first value that cannot.
     """
-    for key, rule in VALUES.items():
-        value = value_of(cfg, key)
+    check_values(cfg)
+    _check_table(cfg, RUN_VALUES)
+    _check_steps(cfg)
+    _check_sampler(cfg)
+    _check_batch(cfg, num_processes)
+
+
+def _check_table(cfg: CfgNode, rules: Mapping[str, Rule]) -> None:
+    for key, rule in rules.items():
+        try:
+            value = value_of(cfg, key)
+        except KeyError as error:
+            remedy = "Call add_mgd_config(cfg) after the functions of other projects."
+            raise ConfigError(key, None, "the config has no such key", remedy) from error
         problem = rule.problem(value)
         if problem:
             raise ConfigError(key, value, problem, rule.remedy)
-    for check in _CHECKS:
-        check(cfg)
-    _check_batch(cfg, num_processes)
 
 
 def value_of(cfg: CfgNode, key: str) -> Any:
@@ -193,15 +229,6 @@ def _check_backbone(cfg: CfgNode) -> None:
         problem = f"does not use MODEL.TORCHVISION.NAME, which is {cfg.MODEL.TORCHVISION.NAME!r}"
         remedy = f'Set "{name.replace("_resnet_", "_torchvision_")}", or leave MODEL.TORCHVISION.NAME empty.'
         raise ConfigError("MODEL.BACKBONE.NAME", name, problem, remedy)
-
-
-_CHECKS: tuple[Callable[[CfgNode], None], ...] = (
-    _check_device,
-    _check_steps,
-    _check_decay,
-    _check_sampler,
-    _check_backbone,
-)
 
 
 def _check_batch(cfg: CfgNode, num_processes: int) -> None:

@@ -147,15 +147,15 @@ class ExactLoader:
         dicts = get_detection_dataset_dicts(
             cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
         )
-        self.images = _SeededImages(dicts, mapper, cfg.SEED)
+        self.dataset = _SeededImages(dicts, mapper, cfg.SEED)
         grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
         self.landscape = [d["width"] > d["height"] for d in dicts] if grouped else None
 
     def __iter__(self) -> Iterator[BatchedInputs]:
         batch_size = self.cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
-        order = SampleOrder(len(self.images), batch_size, self.cfg.SEED, self.landscape, self.start)
+        order = SampleOrder(len(self.dataset), batch_size, self.cfg.SEED, self.landscape, self.start)
         yield from DataLoader(
-            self.images,
+            self.dataset,
             batch_sampler=order,
             num_workers=self.cfg.DATALOADER.NUM_WORKERS,
             collate_fn=trivial_batch_collator,

@@ -10,6 +10,7 @@ from typing import Callable
 from detectron2.config import CfgNode
 from detectron2.utils.events import get_event_storage
 
+from mgd_det.data.mappers import Mapper
 from mgd_det.data.matching_images import MatchingImages
 from mgd_det.detectron2_types import BatchedInputs
 from mgd_det.distributed import sum_over_ranks
@@ -45,11 +46,16 @@ class MatchingSchedule:
         self.online_every, self.online_decay = online_every, online_decay
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> MatchingSchedule:
-        """Reads DISTILL.MATCHING and DISTILL.EXPERIMENT; the images are the training set's."""
+    def from_config(cls, cfg: CfgNode, mapper: Mapper | None = None) -> MatchingSchedule:
+        """Reads DISTILL.MATCHING and DISTILL.EXPERIMENT; the images are the training set's.
+
+        Args:
+            cfg: a config with this project's keys.
+            mapper: reads the images, as :class:`~mgd_det.data.matching_images.MatchingImages` takes it.
+        """
         matching = cfg.DISTILL.MATCHING
         return cls(
-            MatchingImages(cfg),
+            MatchingImages(cfg, mapper),
             UpdateSchedule.from_config(cfg),
             matching.ONLINE_EVERY if matching.MODE == "online" else 0,
             cfg.DISTILL.EXPERIMENT.ONLINE_DECAY,

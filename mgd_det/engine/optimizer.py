@@ -12,6 +12,7 @@ from detectron2.solver import build_optimizer as build_stock_optimizer
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from torch import nn
 
+from mgd_det.config.values import RUN_VALUES, OneOf
 from mgd_det.detectron2_types import State
 from mgd_det.errors import ConfigError
 
@@ -19,8 +20,12 @@ logger = logging.getLogger("detectron2." + __name__)
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """Returns the optimiser of `SOLVER.OPTIMIZER`: stock SGD, or AdamW over stock parameter groups."""
-    if cfg.SOLVER.OPTIMIZER == "SGD":
+    """Returns the optimiser of `SOLVER.OPTIMIZER`: stock SGD, or AdamW over stock parameter groups.
+
+    Raises:
+        ConfigError: it is another one.
+    """
+    if optimizer_name(cfg) == "SGD":
         return build_stock_optimizer(cfg, model)
     params = get_default_optimizer_params(
         model,
@@ -62,9 +67,23 @@ def restore_hyperparameters(optimizer: torch.optim.Optimizer, given: Sequence[di
     return "initial_lr" in changed
 
 
+def optimizer_name(cfg: CfgNode) -> str:
+    """Returns "SGD" or "AdamW", which SOLVER.OPTIMIZER may name in upper or lower case.
+
+    Raises:
+        ConfigError: it names another optimiser.
+    """
+    rule, value = RUN_VALUES["SOLVER.OPTIMIZER"], cfg.SOLVER.OPTIMIZER
+    assert isinstance(rule, OneOf)
+    name = rule.find(value)
+    if name is None:
+        raise ConfigError("SOLVER.OPTIMIZER", value, rule.problem(value), rule.remedy)
+    return name
+
+
 def check_resumed_optimizer(cfg: CfgNode, saved: str) -> None:
     """Refuse, with a ConfigError, to resume with another optimiser than the checkpoint's."""
-    if saved != cfg.SOLVER.OPTIMIZER:
+    if saved != optimizer_name(cfg):
         raise ConfigError(
             "SOLVER.OPTIMIZER",
             cfg.SOLVER.OPTIMIZER,

@@ -6,28 +6,32 @@ import os
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
+from inspect import getattr_static
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, TrainerBase
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
-from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from torch import nn
 
 from mgd_det.checkpoint.checkpointer import ReportingCheckpointer
-from mgd_det.config import DTYPES, check_values, uses_teacher
+from mgd_det.config import DTYPES, check_run_values, uses_teacher
 from mgd_det.data.readable import NamingMapper
 from mgd_det.detectron2_compat import wrap_in_ddp
 from mgd_det.detectron2_types import BatchedInputs, State
 from mgd_det.distributed import unwrapped
 from mgd_det.errors import RESUME_REMEDY, ConfigError
 from mgd_det.modeling.taps import last_norms
-from mgd_det.modeling.wrapping import wrap
+from mgd_det.modeling.wrapping import student_of, wrap
 
 from .buffers import AgreeOnBuffers
+from .evaluators import build_evaluator, check_augmented_test, check_evaluators
 from .exact_resume import ExactLoader, ExactResumeHook, check_seed
 from .fingerprint import check_fingerprint, fingerprint
 from .mixed_precision import MixedPrecisionTrainer
@@ -36,6 +40,7 @@ from .optimizer import (
     carried_over,
     check_resumed_optimizer,
     hyperparameters,
+    optimizer_name,
     parameter_names,
     restore_hyperparameters,
 )
@@ -53,7 +58,12 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode) -> None:
         TrainerBase.__init__(self)
-        check_values(cfg, comm.get_world_size())
+        check_run_values(cfg, comm.get_world_size())
+        # A subclass may have an evaluator for any set, and augment tests of any detector.
+        if _is_ours(self, "build_evaluator"):
+            check_evaluators(cfg)
+        if _is_ours(self, "test_with_TTA"):
+            check_augmented_test(cfg)
         if cfg.DISTILL.EXACT_RESUME:
             check_seed(cfg)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
@@ -88,6 +98,9 @@ class Trainer(DefaultTrainer):
         # Before evaluations, which may take longer than the sender of a signal waits.
         evaluation = [isinstance(hook, EvalHook) for hook in hooks].index(True)
         hooks.insert(evaluation, SignalHook(self.checkpointer, period, before_saving))
+        if self.cfg.TEST.AUG.ENABLED:  # after the last evaluation alone, since it takes several times as long
+            augmented = EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model))
+            hooks.insert(evaluation + 2, augmented)
         saving = [isinstance(hook, (PeriodicCheckpointer, SignalHook)) for hook in hooks].index(True)
         hooks.insert(saving, buffers)
         if uses_teacher(self.cfg):
@@ -132,7 +145,7 @@ class Trainer(DefaultTrainer):
         return {
             **TrainerBase.state_dict(self),
             "_trainer": self._trainer.state_dict(),
-            "optimizer": self.cfg.SOLVER.OPTIMIZER,
+            "optimizer": optimizer_name(self.cfg),
             "parameters": parameter_names(unwrapped(self.model), self.optimizer),
             "fingerprint": self.fingerprint,
         }
@@ -153,7 +166,7 @@ class Trainer(DefaultTrainer):
             ConfigError: that run had another optimiser or, unless DISTILL.RESUME_FRESH allows it, distilled
                 where this one does not, or the other way round.
         """
-        check_resumed_optimizer(self.cfg, state.get("optimizer", self.cfg.SOLVER.OPTIMIZER))
+        check_resumed_optimizer(self.cfg, state.get("optimizer", optimizer_name(self.cfg)))
         saved = state.get("fingerprint", {})
         check_fingerprint(saved, self.fingerprint, exact=self.cfg.DISTILL.EXACT_RESUME)
         self._check_resumed_hooks(state.get("hooks", {}))
@@ -235,11 +248,28 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
-    ) -> COCOEvaluator:
-        """Returns an evaluator of COCO box AP, and of mask AP where the model predicts masks."""
+    ) -> DatasetEvaluator:
+        """Returns the evaluator of a data set's own kind, its `evaluator_type`."""
         several = [dataset_name] if len(cfg.DATASETS.TEST) > 1 else []
         folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", *several)
-        return COCOEvaluator(dataset_name, output_dir=folder)
+        return build_evaluator(cfg, dataset_name, folder)
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+        """Evaluate an R-CNN with the test-time augmentation of TEST.AUG; results are named `bbox_TTA` etc."""
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        several = len(cfg.DATASETS.TEST) > 1
+        evaluators = [
+            cls.build_evaluator(cfg, name, os.path.join(folder, name) if several else folder)
+            for name in cfg.DATASETS.TEST
+        ]
+        results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, student_of(model)), evaluators)
+        return {f"{name}_TTA": result for name, result in results.items()}
+
+
+def _is_ours(trainer: Trainer, method: str) -> bool:
+    """Returns True if a trainer's class does not override a method of :class:`Trainer`."""
+    return getattr_static(trainer, method) is getattr_static(Trainer, method)
 
 
 class _LateWriter(EventWriter):

@@ -18,7 +18,8 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
 from mgd_det.checkpoint.checkpointer import ReportingCheckpointer
-from mgd_det.config import load_config, student_config
+from mgd_det.config import add_mgd_config, load_config, student_config
+from mgd_det.config.functions import config_with, keys_beyond
 from mgd_det.config.lazy import build_lazy, image_format, is_lazy, lazy_student, load_lazy
 from mgd_det.config.values import TEACHER_DTYPES
 from mgd_det.detectron2_compat import apply_to_tensors, undo_compile
@@ -47,7 +48,11 @@ def _is_zoo_name(name: str) -> bool:
 
 @dataclass(frozen=True)
 class TeacherSpec:
-    """Says where a teacher comes from; the fields are the keys of `DISTILL.TEACHER`."""
+    """Says where a teacher comes from; the fields are the keys of `DISTILL.TEACHER`, and two more.
+
+    `config_functions` names the functions of other projects that add keys to its config. `other_keys` are
+    keys that none of them adds, with the values that they have where its file does not set them.
+    """
 
     config_file: str
     weights: str = ""
@@ -58,10 +63,14 @@ class TeacherSpec:
     channels_last: bool = False
     compile: bool = False
     backbone: str = ""
+    config_functions: Sequence[str] = ()
+    other_keys: CfgNode | None = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> TeacherSpec:
-        node = cfg.DISTILL.TEACHER
+        node, functions = cfg.DISTILL.TEACHER, tuple(cfg.DISTILL.CONFIG_FUNCTIONS)
+        known = config_with(functions)
+        add_mgd_config(known)
         return cls(
             node.CONFIG_FILE,
             node.WEIGHTS,
@@ -72,10 +81,14 @@ class TeacherSpec:
             node.CHANNELS_LAST,
             node.COMPILE,
             node.BACKBONE,
+            functions,
+            keys_beyond(cfg, known),
         )
 
     def config(self) -> CfgNode:
-        """Returns the teacher's own yaml config, in stock keys and without anything of the student's.
+        """Returns the teacher's own yaml config, without this project's keys and the student's values.
+
+        The values of `other_keys` that the file does not set are the student's, which a line in the log says.
 
         Raises:
             ConfigError: no such file and no such model-zoo name, or the file is no config.
@@ -113,7 +126,15 @@ class TeacherSpec:
                 raise ConfigError(CONFIG_KEY, path, problem, remedy)
             # Detectron2's own files compute RetinaNet's anchors in Python. They are as trusted as its code.
             path, trusted = model_zoo.get_config_file(path), True
-        return load_config(path, self.opts, key=CONFIG_KEY, opts_key=OPTS_KEY, trusted=trusted)
+        return load_config(
+            path,
+            self.opts,
+            key=CONFIG_KEY,
+            opts_key=OPTS_KEY,
+            trusted=trusted,
+            functions=self.config_functions,
+            other_keys=self.other_keys,
+        )
 
     def weights_path(self) -> str:
         """Returns the path or URL of the weights.

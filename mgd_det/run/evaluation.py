@@ -10,7 +10,12 @@ from argparse import Namespace
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data import (
+    DatasetMapper,
+    MetadataCatalog,
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset, verify_results
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
@@ -62,6 +67,8 @@ def evaluate_student(cfg: CfgNode, args: Namespace) -> None:
     with claimed(cfg, args):
         set_up(cfg, args, records)
         results = Trainer.test(cfg, model)
+        if cfg.TEST.AUG.ENABLED:
+            results.update(Trainer.test_with_TTA(cfg, model))
     if comm.is_main_process():
         verify_results(cfg, results)
 
@@ -124,7 +131,8 @@ def require_teacher_ap(cfg: CfgNode, teacher: Teacher | None) -> None:
                 mapper=DatasetMapper(teacher_cfg, False),
                 num_workers=cfg.DATALOADER.NUM_WORKERS,
             )
-            evaluator = _EvaluatorOfSome(name, [image["image_id"] for image in images])
+            folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+            evaluator = _EvaluatorOfSome(name, [image["image_id"] for image in images], folder)
             results = inference_on_dataset(teacher.model, loader, evaluator)
         # Known to the first process; all have to stop, or none.
         reached = comm.all_gather((results or {}).get("bbox", {}).get("AP", 0.0))[0]
@@ -143,8 +151,12 @@ def require_teacher_ap(cfg: CfgNode, teacher: Teacher | None) -> None:
 class _EvaluatorOfSome(COCOEvaluator):
     """Computes box AP over some of a set's images."""
 
-    def __init__(self, dataset_name: str, image_ids: list[int]) -> None:
-        super().__init__(dataset_name, tasks=("bbox",), distributed=True)
+    def __init__(self, dataset_name: str, image_ids: list[int], folder: str) -> None:
+        # A set that has no json is written as one.
+        has_json = "json_file" in MetadataCatalog.get(dataset_name).as_dict()
+        super().__init__(
+            dataset_name, tasks=("bbox",), distributed=True, output_dir=None if has_json else folder
+        )
         self.image_ids = image_ids
 
     def evaluate(self, img_ids: list[int] | None = None) -> dict[str, dict[str, float]]:

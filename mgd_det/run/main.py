@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 
 from mgd_det.checkpoint.checkpointer import disk_full
+from mgd_det.config.functions import add_config_flag, config_functions
 from mgd_det.data.datasets import register_datasets
 from mgd_det.data.readable import UnreadableImage
 from mgd_det.errors import ConfigError
@@ -25,8 +26,9 @@ from .training import train
 
 
 def argument_parser(epilog: str) -> argparse.ArgumentParser:
-    """Returns Detectron2's parser with `--eval-teacher`, `--suggest-weights` and `--start-over` added."""
+    """Returns Detectron2's parser with the flags of this project added."""
     parser = default_argument_parser(epilog)
+    add_config_flag(parser)
     parser.add_argument(
         "--eval-teacher", action="store_true", help="evaluate the teacher alone on DATASETS.TEST"
     )
@@ -93,7 +95,9 @@ def one_line_errors() -> Iterator[None]:
 
 def run(cfg: CfgNode, args: Namespace) -> None:
     """Do in one process what the arguments ask for."""
-    register_datasets(cfg)  # a process that was spawned has not
+    # A process that was spawned has done neither.
+    config_functions(cfg.DISTILL.CONFIG_FUNCTIONS)
+    register_datasets(cfg)
     if args.suggest_weights is not None:
         suggest_weights(cfg, args.suggest_weights)
     elif args.eval_teacher:

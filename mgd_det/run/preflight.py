@@ -13,14 +13,15 @@ import torch
 from detectron2.config import CfgNode
 
 from mgd_det.checkpoint.checkpointer import last_checkpoint
-from mgd_det.config import check_values, load_config, uses_teacher
+from mgd_det.config import check_run_values, load_config, uses_teacher
 from mgd_det.data.datasets import check_datasets, register_datasets
+from mgd_det.engine.evaluators import check_augmented_test, check_evaluators
 from mgd_det.errors import ConfigError
 
 from .evaluation import teacher_test_config
 from .launch import under_torchrun, world_size
 from .output import check_output
-from .summary import last_ap
+from .summary import last_values
 
 
 def preflight(args: Namespace) -> CfgNode:
@@ -36,10 +37,11 @@ def preflight(args: Namespace) -> CfgNode:
         ConfigError: for the first thing that would stop the run.
     """
     check_launch(args)
-    cfg = load_config(args.config_file, args.opts, device="" if args.num_gpus else "cpu")
+    device = "" if args.num_gpus else "cpu"
+    cfg = load_config(args.config_file, args.opts, device=device, functions=args.config_function)
     register_datasets(cfg)
     training = not (args.eval_only or args.eval_teacher)
-    check_values(cfg, world_size(args))
+    check_run_values(cfg, world_size(args))
     if args.suggest_weights is not None:
         check_suggestion(cfg, args)
     check_output(cfg, args)
@@ -52,6 +54,8 @@ def preflight(args: Namespace) -> CfgNode:
         student=not args.eval_teacher,
         teacher=teacher_test_config(cfg) if tests_teacher else None,
     )
+    check_evaluators(cfg)
+    check_augmented_test(cfg)
     if training and args.suggest_weights is None:
         check_baseline(cfg)
     return cfg
@@ -87,7 +91,7 @@ def check_launch(args: Namespace) -> None:
 def check_baseline(cfg: CfgNode) -> None:
     """Refuse, with a ConfigError, a DISTILL.BASELINE with nothing to compare with."""
     folder = cfg.DISTILL.BASELINE
-    without = [tested for tested in cfg.DATASETS.TEST if folder and last_ap(folder, tested) is None]
+    without = [tested for tested in cfg.DATASETS.TEST if folder and not last_values(folder, tested)]
     if without:
         problem = f"holds no run that was evaluated on {without[0]!r}"
         raise ConfigError(

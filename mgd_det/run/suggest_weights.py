@@ -52,7 +52,7 @@ class _ShortTraining(Trainer):
     """Training without checkpoints, evaluations or files."""
 
     def build_hooks(self) -> list[HookBase]:
-        return [RematchHook(self.cfg), hooks.LRScheduler()]
+        return [RematchHook(self.cfg, config=None), hooks.LRScheduler()]
 
 
 def suggest_weights(cfg: CfgNode, iterations: int) -> None:

@@ -12,11 +12,9 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.file_io import PathManager
 
 from mgd_det.checkpoint.checkpointer import last_checkpoint, trainer_state
-from mgd_det.config import student_config, uses_teacher
-from mgd_det.config.lazy import lazy_student, load_lazy, save_lazy
+from mgd_det.config import save_student_config, uses_teacher
 from mgd_det.detectron2_compat import last_eval_results
 from mgd_det.engine.exact_resume import resolve_seed
 from mgd_det.engine.rematch import detector_of
@@ -56,7 +54,8 @@ def train(cfg: CfgNode, args: Namespace) -> None:
             logger.info("--start-over: the files of the earlier run are in %s", aside)
         if uses_teacher(cfg) and trainer.start_iter == 0:
             require_teacher_ap(cfg, detector_of(trainer).teacher)
-        save_student_config(cfg)
+        if comm.is_main_process() and not uses_teacher(cfg):  # otherwise RematchHook does
+            save_student_config(cfg)
         start = time.monotonic()
         trainer.train()
         if comm.is_main_process():
@@ -97,20 +96,3 @@ def check_shared_output(cfg: CfgNode, *, resume: bool) -> None:
             f"its last checkpoint is of iteration {sorted(iterations)}, depending on the machine",
             "Name a folder that all machines share.",
         )
-
-
-def save_student_config(cfg: CfgNode) -> None:
-    """Write `student_config.yaml`: the student alone, for stock Detectron2.
-
-    It holds the student's yaml config in stock keys; or, of a student from a LazyConfig, a LazyConfig with
-    its `model`.
-    """
-    if not comm.is_main_process():
-        return
-    path = os.path.join(cfg.OUTPUT_DIR, "student_config.yaml")
-    source = lazy_student(cfg)
-    if source is not None:
-        save_lazy(load_lazy(*source, "DISTILL.STUDENT_ARCHITECTURE", "DISTILL.STUDENT_OPTS"), path)
-        return
-    with PathManager.open(path, "w") as f:
-        f.write(student_config(cfg).dump())

@@ -8,7 +8,7 @@ import pytest
 from detectron2.config import get_cfg
 
 from mgd_det import DistilledDetector, RematchHook, Trainer, add_mgd_config
-from mgd_det.config import check_values
+from mgd_det.config import check_run_values
 from mgd_det.errors import ConfigError
 
 
@@ -21,7 +21,7 @@ def cfg():
 
 
 def test_the_defaults_are_allowed(cfg):
-    check_values(cfg)
+    check_run_values(cfg)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_the_defaults_are_allowed(cfg):
 def test_a_value_that_is_refused(cfg, key, value, message):
     cfg.merge_from_list([key, value])
     with pytest.raises(ConfigError, match=f"{key} = {message}"):
-        check_values(cfg)
+        check_run_values(cfg)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_value_that_is_refused(cfg, key, value, message):
 )
 def test_a_value_at_the_edge_is_allowed(cfg, key, value):
     cfg.merge_from_list([key, value])
-    check_values(cfg)
+    check_run_values(cfg)
 
 
 def test_a_network_of_torchvision_that_no_builder_would_use(cfg):
@@ -78,9 +78,9 @@ def test_a_network_of_torchvision_that_no_builder_would_use(cfg):
         r"NAME = 'build_retinanet_resnet_fpn_backbone': .*Set \"build_retinanet_torchvision_fpn_backbone"
     )
     with pytest.raises(ConfigError, match=message):
-        check_values(cfg)
+        check_run_values(cfg)
     cfg.MODEL.BACKBONE.NAME = "build_retinanet_torchvision_fpn_backbone"
-    check_values(cfg)
+    check_run_values(cfg)
 
 
 @pytest.mark.parametrize("entry", [Trainer, RematchHook, DistilledDetector])

@@ -145,6 +145,12 @@ def test_plain_loop_rematches_and_leaves_a_stock_student(mgd_cfg, tmp_path):
     assert re.search(r"step 0: loss_cls [\d.]+, loss_box_reg [\d.]+, loss_mgd_res3 [\d.]+", output)
     stock_student(Path(mgd_cfg.OUTPUT_DIR))
 
+    resumed = [EXAMPLES / "plain_loop.py", "--config-file", tmp_path / "run.yaml", "--resume"]
+    output = run_tool(*resumed, "SOLVER.MAX_ITER", 6).stdout
+    assert "matched" not in output  # steps 4 and 5, with the matching of step 3
+    assert "no state of the distillation" not in output
+    stock_student(Path(mgd_cfg.OUTPUT_DIR))
+
 
 @pytest.fixture
 def retinanet(student_cfg):

@@ -12,7 +12,7 @@ from checking.checks import kill_and_resume
 from checking.jobs import make_config
 from detectron2.data import DatasetMapper
 
-from mgd_det.config import check_values
+from mgd_det.config import check_run_values
 from mgd_det.data.datasets import register_datasets
 from mgd_det.engine.exact_resume import ExactLoader, SampleOrder, seed_all
 from mgd_det.engine.trainer import Trainer
@@ -80,7 +80,7 @@ def test_another_sampler_is_refused(student_cfg):
     student_cfg.DISTILL.EXACT_RESUME = True
     student_cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
     with pytest.raises(ConfigError, match=r"SAMPLER_TRAIN.*EXACT_RESUME False"):
-        check_values(student_cfg)
+        check_run_values(student_cfg)
 
 
 @pytest.mark.parametrize("mode, kills", [("pass", 3), ("online", 3)])

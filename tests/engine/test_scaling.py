@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mgd_det.config import check_values
+from mgd_det.config import check_run_values
 from mgd_det.engine.trainer import Trainer
 from mgd_det.errors import ConfigError
 
@@ -44,7 +44,7 @@ def test_without_it_nothing_is_scaled(mgd_cfg):
 def test_the_batch_divides_among_the_processes_that_the_config_was_written_for(mgd_cfg):
     mgd_cfg.SOLVER.IMS_PER_BATCH = 16
     with pytest.raises(ConfigError, match="does not divide among 3 processes"):
-        check_values(mgd_cfg, 3)
+        check_run_values(mgd_cfg, 3)
     mgd_cfg.SOLVER.REFERENCE_WORLD_SIZE = 8  # 3 processes will take 2 images each, 6 in all
-    check_values(mgd_cfg, 3)
+    check_run_values(mgd_cfg, 3)
     assert Trainer.auto_scale_workers(mgd_cfg, 3).SOLVER.IMS_PER_BATCH == 6

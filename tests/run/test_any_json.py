@@ -12,6 +12,7 @@ import math
 import os
 from contextlib import redirect_stdout
 from io import StringIO
+from shutil import rmtree
 
 import pytest
 import torch
@@ -172,3 +173,4 @@ def test_a_run_works_and_says_the_right_ap_or_one_line_says_why_not(change, plai
         assert ap == pytest.approx(right, abs=1e-6) or (math.isnan(ap) and right < 0)
     finally:
         MetadataCatalog.pop(name)
+        rmtree(cfg.OUTPUT_DIR, ignore_errors=True)  # checkpoints of every example

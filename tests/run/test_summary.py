@@ -8,7 +8,7 @@ import pytest
 
 from mgd_det.errors import ConfigError
 from mgd_det.run.preflight import check_baseline
-from mgd_det.run.summary import last_ap, summary
+from mgd_det.run.summary import last_values, summary
 
 RESULTS = {"bbox": {"AP": 28.04, "AP50": 46.41}}
 
@@ -54,10 +54,12 @@ def test_takes_the_teachers_ap_from_its_evaluation_on_these_images(mgd_cfg, tmp_
 
 def test_an_ap_on_other_images_is_none(mgd_cfg, tmp_path):
     run = finished_run(tmp_path / "run", mgd_cfg, 33.0, test=("another_set",))
-    assert last_ap(run, mgd_cfg.DATASETS.TEST[0]) is None
-    assert last_ap(finished_run(tmp_path / "same", mgd_cfg, 33.0, 34.0), mgd_cfg.DATASETS.TEST[0]) == 34.0
-    assert last_ap(finished_run(tmp_path / "unfinished", mgd_cfg), mgd_cfg.DATASETS.TEST[0]) is None
-    assert last_ap(str(tmp_path / "gone"), mgd_cfg.DATASETS.TEST[0]) is None
+    assert last_values(run, mgd_cfg.DATASETS.TEST[0]) == {}
+    assert last_values(finished_run(tmp_path / "same", mgd_cfg, 33.0, 34.0), mgd_cfg.DATASETS.TEST[0]) == {
+        "bbox/AP": 34.0
+    }
+    assert last_values(finished_run(tmp_path / "unfinished", mgd_cfg), mgd_cfg.DATASETS.TEST[0]) == {}
+    assert last_values(str(tmp_path / "gone"), mgd_cfg.DATASETS.TEST[0]) == {}
 
 
 def test_of_several_test_sets_each_has_its_ap(mgd_cfg, tmp_path):

@@ -22,7 +22,7 @@ from mgd_det.engine.trainer import Trainer
 from mgd_det.errors import ConfigError
 from mgd_det.modeling.teacher import Teacher
 from mgd_det.run.evaluation import require_teacher_ap
-from mgd_det.run.summary import last_ap
+from mgd_det.run.summary import last_values
 
 TRAIN_NET = ROOT / "tools/train_net.py"
 
@@ -118,7 +118,7 @@ def test_evaluating_the_teacher(finished, tmp_path):
     assert (tmp_path / "eval/teacher/inference/coco_instances_results.json").exists()
     measured = [line.split()[-1] for line in output.splitlines() if "copypaste:" in line][-1].split(",")
     expected = pytest.approx(float(measured[0]), abs=1e-4, nan_ok=True)
-    assert last_ap(str(tmp_path / "eval/teacher"), cfg.DATASETS.TEST[0]) == expected
+    assert last_values(str(tmp_path / "eval/teacher"), cfg.DATASETS.TEST[0])["bbox/AP"] == expected
 
 
 def test_resuming_continues_with_the_matching_and_the_optimiser(finished, tmp_path):

@@ -16,10 +16,12 @@ from _checkout import ROOT
 from detectron2.config import CfgNode, get_cfg
 
 from mgd_det.config import add_mgd_config, load_config
+from mgd_det.config.functions import FLAG
 from mgd_det.errors import ConfigError
 
 TOP_KEYS: dict[str, type] = {
     "config": str,
+    "functions": list,
     "results": str,
     "output": str,
     "iterations": int,
@@ -29,7 +31,7 @@ TOP_KEYS: dict[str, type] = {
     "pairs": list,
     "arms": dict,
 }
-OPTIONAL = ("set", "pairs")
+OPTIONAL = ("functions", "set", "pairs")
 ARM_KEYS: dict[str, type] = {"set": list, "iterations": int}
 KINDS = {str: "a text", int: "a whole number", list: "a list", dict: "a table"}
 SEED = "{seed}"  # an override's value that is each run's own seed
@@ -56,6 +58,7 @@ class Experiment(NamedTuple):
     pairs: list[tuple[str, str]]  # of arms that are compared with each other, too
     arms: list[Arm]
     data: str  # what is trained on, and what AP is measured on
+    functions: Sequence[str] = ()  # that add the keys of other projects
 
 
 class UniqueKeys(yaml.SafeLoader):
@@ -96,14 +99,23 @@ def read_experiment(path: Path) -> Experiment:
         raise ConfigError("baseline", document["baseline"], problem, f"Choose among {names}.")
     pairs = read_pairs(document.get("pairs", []), names)
 
-    cfg = load_config(str(config), with_seed(shared, seeds[0]), key="config", opts_key="set")
+    functions = document.get("functions", [])
+    opts = with_seed(shared, seeds[0])
+    cfg = load_config(str(config), opts, key="config", opts_key="set", functions=functions)
     if len(cfg.DATASETS.TEST) != 1:
         problem = "AP is compared on one data set"
         raise ConfigError("DATASETS.TEST", list(cfg.DATASETS.TEST), problem, "Name one, under 'set'.")
-    check_arms(config, arms, seeds[0])
+    check_arms(config, arms, seeds[0], functions)
     data = f"{', '.join(cfg.DATASETS.TRAIN)} to train, {cfg.DATASETS.TEST[0]} to measure"
     return Experiment(
-        config, seeds=seeds, baseline=document["baseline"], pairs=pairs, arms=arms, data=data, **folders
+        config,
+        seeds=seeds,
+        baseline=document["baseline"],
+        pairs=pairs,
+        arms=arms,
+        data=data,
+        functions=functions,
+        **folders,
     )
 
 
@@ -130,11 +142,15 @@ def read_pairs(pairs: Sequence[object], names: Sequence[str]) -> list[tuple[str,
     return found
 
 
-def check_arms(config: Path, arms: Sequence[Arm], seed: int) -> None:
+def check_arms(config: Path, arms: Sequence[Arm], seed: int, functions: Sequence[str]) -> None:
     """Raises ConfigError if the config of an arm cannot be loaded, or sets the length of its run."""
     for arm in arms:
         own = load_config(
-            str(config), with_seed(arm.overrides, seed), key="config", opts_key=f"arms: {arm.name}"
+            str(config),
+            with_seed(arm.overrides, seed),
+            key="config",
+            opts_key=f"arms: {arm.name}",
+            functions=functions,
         )
         size = own.SOLVER.REFERENCE_WORLD_SIZE
         if size:
@@ -218,7 +234,8 @@ class Run(NamedTuple):
 
 def plan(experiment: Experiment, gpus: int) -> list[Run]:
     """Returns all runs of the experiment, seed by seed, so that an interrupted one has whole seeds."""
-    solver = load_config(str(experiment.config)).SOLVER
+    functions = experiment.functions
+    solver = load_config(str(experiment.config), functions=functions).SOLVER
     runs = []
     for seed in experiment.seeds:
         for arm in experiment.arms:
@@ -231,10 +248,10 @@ def plan(experiment: Experiment, gpus: int) -> list[Run]:
                 *with_seed(arm.overrides, seed),
             ]
             command = ["tools/train_net.py", "--config-file", str(experiment.config), "--resume"]
-            command += ["--num-gpus", str(gpus)]
+            command += ["--num-gpus", str(gpus), *(f"{FLAG}={function}" for function in functions)]
             if gpus > 1:  # so that several such runs do not meet at one port
                 command += ["--dist-url", "auto"]
-            cfg = load_config(str(experiment.config), opts)
+            cfg = load_config(str(experiment.config), opts, functions=functions)
             runs.append(Run(arm, seed, [*command, *opts], changed(cfg), files(cfg), name, output, records))
     return runs
 

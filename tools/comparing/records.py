@@ -90,7 +90,8 @@ def check_unfinished(run: Run) -> None:
     """Raises ConfigError if an unfinished run began with other settings."""
     if (run.output / "last_checkpoint").exists():
         remedy = "Delete or rename that folder to start anew, or restore the settings."
-        started = changed(load_config(str(run.output / "config.yaml"), key="output", trusted=False))
+        path, functions = str(run.output / "config.yaml"), run.settings.get("DISTILL.CONFIG_FUNCTIONS", [])
+        started = changed(load_config(path, key="output", trusted=False, functions=functions))
         check_settings("output", run.output, str(run), started, run.settings, remedy)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,8 +39,12 @@ class Network(NamedTuple):
         return sum(t.numel() * t.element_size() for t in self.model.state_dict().values()) / 1e6
 
 
-def read_run(run: Path) -> CfgNode:
+def read_run(run: Path, functions: Sequence[str] = ()) -> CfgNode:
     """The config that a run left, for the CPU.
+
+    Args:
+        run: its OUTPUT_DIR.
+        functions: functions that add the keys of other projects, as `load_config` takes them.
 
     Raises:
         ConfigError: the folder is not one of a run.
@@ -48,7 +53,8 @@ def read_run(run: Path) -> CfgNode:
         if not (run / name).is_file():
             remedy = "Name the OUTPUT_DIR of a finished run of tools/train_net.py."
             raise ConfigError("--run", str(run), f"there is no {name} in it", remedy)
-    cfg = load_config(str(run / "config.yaml"), device="cpu", key="--run", trusted=False)
+    path = str(run / "config.yaml")
+    cfg = load_config(path, device="cpu", key="--run", trusted=False, functions=functions)
     cfg.MODEL.WEIGHTS = str(run / "model_final.pth")
     return cfg
 

@@ -76,12 +76,15 @@ class Run(NamedTuple):
         return list(self.cfg.DISTILL.METHODS) if uses_teacher(self.cfg) else []
 
 
-def open_runs(folders: Sequence[tuple[str, Path]], checkpoint: str | None) -> list[Run]:
+def open_runs(
+    folders: Sequence[tuple[str, Path]], checkpoint: str | None, functions: Sequence[str] = ()
+) -> list[Run]:
     """Read the configs and metrics of runs.
 
     Args:
         folders: (flag, OUTPUT_DIR) each; the first is the run that the report is of.
         checkpoint: the file of the first run to look at; None: its last one, as for all the others.
+        functions: functions that add the keys of other projects, as `load_config` takes them.
 
     Raises:
         ConfigError: one of them is no run, or is given twice, or has no such checkpoint.
@@ -99,7 +102,8 @@ def open_runs(folders: Sequence[tuple[str, Path]], checkpoint: str | None) -> li
         if not (folder / "config.yaml").is_file():
             raise ConfigError(key, str(folder), "holds no config.yaml, which every run writes", REMEDY)
         # On the CPU, where a few images take seconds: a GPU may be busy with the training itself.
-        cfg = load_config(str(folder / "config.yaml"), device="cpu", key=key, trusted=False)
+        file = str(folder / "config.yaml")
+        cfg = load_config(file, device="cpu", key=key, trusted=False, functions=functions)
         path = find_checkpoint(folder, None if index else checkpoint)
         metrics = read_series(folder / "metrics.json")
         if path is None and not metrics:

@@ -1,0 +1,73 @@
+"""What the methods learn beside the student, in the checkpoints of any trainer or loop."""
+
+from __future__ import annotations
+
+import logging
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.engine import TrainerBase
+from torch import nn
+
+from mgd_det.detectron2_types import State
+from mgd_det.distributed import unwrapped
+from mgd_det.modeling.detector import DistilledDetector
+
+from .automatic_weights import AutomaticWeights
+from .state_keys import MATCHING_STATE
+
+AUTOMATIC_KEY = "automatic_weights"  # key of their state, beside the methods' names
+
+logger = logging.getLogger("detectron2." + __name__)
+
+
+class DistillState:
+    """Matchings, adapters and found weights of a detector, as an object that any checkpointer can store.
+
+    It is for loops of one's own, since :class:`~.rematch.RematchHook` does the same in a trainer::
+
+        state = DistillState(model)
+        checkpointer = DetectionCheckpointer(model, folder, distill=state, optimizer=optimizer)
+
+    Args:
+        model: a :class:`DistilledDetector`, in DistributedDataParallel or not.
+        automatic: what finds the weights of its losses, if anything does.
+    """
+
+    def __init__(self, model: nn.Module, automatic: AutomaticWeights | None = None) -> None:
+        detector = unwrapped(model)
+        assert isinstance(detector, DistilledDetector)
+        self.detector = detector
+        self.automatic = automatic or AutomaticWeights(0)
+        self._loaded = False
+
+    def state_dict(self) -> State:
+        return {**self.detector.distill_state(), AUTOMATIC_KEY: self.automatic.state_dict()}
+
+    def load_state_dict(self, state: State) -> None:
+        self._loaded = True
+        state = dict(state)
+        automatic = state.pop(AUTOMATIC_KEY, None)  # checkpoints of before there were any have none
+        self.detector.load_distill_state(state)
+        if automatic and self.automatic.strength:
+            self.automatic.load_state_dict(automatic)
+
+    def check_resumed(self, start_iter: int) -> None:
+        """Warn if a run goes on from an iteration without this state of its beginning."""
+        warn_if_lost(self.detector, start_iter, loaded=self._loaded)
+
+
+def warn_if_lost(detector: DistilledDetector, start_iter: int, *, loaded: bool) -> None:
+    """Warn if a run goes on from an iteration and no state of its distillation has been loaded."""
+    if start_iter > 0 and detector.methods and not loaded:
+        logger.warning(
+            "the run goes on at iteration %d, but its checkpoint holds no state of the distillation: the "
+            "matching is solved anew, and what the methods train beside the student starts afresh. Register "
+            "RematchHook before resume_or_load, or give the checkpointer of your loop a DistillState",
+            start_iter,
+        )
+
+
+def stores_hooks(checkpointer: DetectionCheckpointer) -> bool:
+    """Returns True if a trainer among a checkpointer's objects stores the state of its hooks."""
+    trainers = [item for item in checkpointer.checkpointables.values() if isinstance(item, TrainerBase)]
+    return any(MATCHING_STATE in trainer.state_dict().get("hooks", {}) for trainer in trainers)
