@@ -23,6 +23,7 @@ def add_mgd_config(cfg: CfgNode) -> None:
     _add_mgd(cfg)
     _add_imitation(cfg)
     _add_channel_mlp(cfg)
+    _add_pkd(cfg)
     _add_lsh(cfg)
     _add_logits(cfg)
     _add_experiment(cfg)
@@ -81,7 +82,8 @@ def _add_run(cfg: CfgNode) -> None:
     # The path of the module in the student that is its backbone, in which taps are looked for. If it is
     # empty, that is the detector's `backbone`, and where there is none the first Backbone inside.
     cfg.DISTILL.BACKBONE = ""
-    # The methods that add their losses: "mgd", "imitation", "channel_mlp", "lsh", "logits", or your own.
+    # The methods that add their losses: "mgd", "imitation", "channel_mlp", "pkd", "lsh", "logits", or your
+    # own.
     cfg.DISTILL.METHODS = ["mgd"]
     # The parts that the student copies from the teacher at the start of a run, wherever shapes agree:
     # "fpn", "head", or the path of any module. This works with every method, and without any.
@@ -225,6 +227,19 @@ def _add_channel_mlp(cfg: CfgNode) -> None:
     cfg.DISTILL.CHANNEL_MLP.LOSS_WEIGHTS = [1.0]
     # The width of the MLP's hidden layer; 0 means the teacher's width.
     cfg.DISTILL.CHANNEL_MLP.HIDDEN = 0
+
+
+def _add_pkd(cfg: CfgNode) -> None:
+    # PKD (NeurIPS 2022): 1 minus Pearson's correlation of the student's channels with the teacher's, through
+    # a 1x1 convolution where the widths differ. The correlation is one over the positions of all images that
+    # a process has in its batch: with several processes the loss is the mean of theirs, and not exactly that
+    # of one process with the whole batch.
+    cfg.DISTILL.PKD = CfgNode()
+    # As DISTILL.MGD.TAPS. The scale of the features does not matter, so that p6 and p7 may be there, too.
+    # Detectors without a p7, such as Faster R-CNN, take ["p3", "p4", "p5"].
+    cfg.DISTILL.PKD.TAPS = ["p3", "p4", "p5", "p6", "p7"]
+    # The loss weight, one for all taps or one for each. The loss is between 0 and 2.
+    cfg.DISTILL.PKD.LOSS_WEIGHTS = [6.0]
 
 
 def _add_lsh(cfg: CfgNode) -> None:

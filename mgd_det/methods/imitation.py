@@ -14,19 +14,18 @@ from torch import Tensor, nn
 
 from mgd_det.errors import ConfigError
 
-from .base import Features, Inspect, LossInfo, Method, TapFeatures, TapInfo, maps_at, register_method
-from .settings import choice, module_key, named_taps, number, tap_weights
+from .adapted import AdaptedMethod, adapter
+from .base import Inspect, TapFeatures, TapInfo, register_method
+from .settings import choice, named_taps, number, tap_weights
 
 ADAPTERS = ("auto", "always", "never")
 
 
-class AdaptedImitation(Method):
+class AdaptedImitation(AdaptedMethod):
     """The mean squared error between the student's adapted features and the teacher's, at each tap.
 
     Args:
-        name: name of the method, which the names of its losses contain.
-        adapters: by tap, a module that maps student features, (N, Cs, H, W), to (N, Ct, H, W).
-        weights: by tap, the weight of the loss.
+        name, adapters, weights: as :class:`AdaptedMethod`'s.
         foreground_weight: weight of a position in a ground-truth box, at least 0; others have weight 1.
     """
 
@@ -38,25 +37,11 @@ class AdaptedImitation(Method):
         weights: Mapping[str, float],
         foreground_weight: float = 1.0,
     ) -> None:
-        super().__init__()
-        self.taps = list(adapters)
-        self.name, self.weights, self.foreground_weight = name, dict(weights), foreground_weight
+        super().__init__(name=name, adapters=adapters, weights=weights)
+        self.foreground_weight = foreground_weight
         self.wants_foreground = foreground_weight != 1
-        self.adapters = nn.ModuleDict({module_key(tap): adapter for tap, adapter in adapters.items()})
 
-    @property
-    def losses(self) -> dict[str, LossInfo]:
-        return {f"loss_{self.name}_{tap}": LossInfo(tap, w) for tap, w in self.weights.items()}
-
-    def weight_key(self, loss: str) -> str:
-        return "LOSS_WEIGHTS"
-
-    def forward(self, features: Features) -> dict[str, Tensor]:
-        return {name: self._loss(tap, maps_at(features, tap)) * w for name, (tap, w) in self.losses.items()}
-
-    def _loss(self, tap: str, features: TapFeatures) -> Tensor:
-        """Return the scalar error at a tap, computed in float32 or wider, before the loss's weight."""
-        adapted = self.adapters[module_key(tap)](features.student)
+    def distance(self, adapted: Tensor, features: TapFeatures) -> Tensor:
         dtype = torch.promote_types(adapted.dtype, torch.float32)
         difference = adapted.to(dtype) - features.teacher.to(dtype)
         if features.mask is not None:
@@ -90,14 +75,14 @@ class Imitation(AdaptedImitation):
                         'Set it to "auto".',
                     )
 
-        def adapter(student: TapInfo, teacher: TapInfo) -> nn.Module:
-            if kind == "always" or student.channels != teacher.channels:
+        def build(student: TapInfo, teacher: TapInfo) -> nn.Module:
+            if kind == "always":
                 return nn.Conv2d(student.channels, teacher.channels, 1)
-            return nn.Identity()
+            return adapter(student, teacher)
 
         return cls(
             name="imitation",
-            adapters={tap: adapter(ours[tap], theirs[tap]) for tap in taps},
+            adapters={tap: build(ours[tap], theirs[tap]) for tap in taps},
             weights=tap_weights(f"{key}.LOSS_WEIGHTS", cfg.LOSS_WEIGHTS, taps),
             foreground_weight=number(f"{key}.FOREGROUND_WEIGHT", cfg.FOREGROUND_WEIGHT),
         )
@@ -114,12 +99,12 @@ class ChannelMLP(AdaptedImitation):
         hidden = int(number(f"{key}.HIDDEN", cfg.HIDDEN))
         ours, theirs = student(taps), teacher(taps)
 
-        def adapter(student: int, teacher: int) -> nn.Module:
+        def build(student: int, teacher: int) -> nn.Module:
             width = hidden or teacher
             return nn.Sequential(nn.Conv2d(student, width, 1), nn.ReLU(), nn.Conv2d(width, teacher, 1))
 
         return cls(
             name="channel_mlp",
-            adapters={tap: adapter(ours[tap].channels, theirs[tap].channels) for tap in taps},
+            adapters={tap: build(ours[tap].channels, theirs[tap].channels) for tap in taps},
             weights=tap_weights(f"{key}.LOSS_WEIGHTS", cfg.LOSS_WEIGHTS, taps),
         )

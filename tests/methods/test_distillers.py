@@ -17,6 +17,7 @@ from mgd_det.modeling.step_plan import StepPlan
 
 IMITATION = [f"loss_imitation_{tap}" for tap in ("p3", "p4", "p5")]
 MLP = [f"loss_channel_mlp_{tap}" for tap in ("p3", "p4", "p5")]
+PKD = [f"loss_pkd_{tap}" for tap in ("p3", "p4", "p5", "p6", "p7")]
 LSH = ["loss_lsh_head_l2", "loss_lsh_head_hash"]
 LOGITS = ["loss_logits_cls", "loss_logits_box"]
 CENTERNESS = [*LOGITS, "loss_logits_ctr"]
@@ -25,12 +26,13 @@ MGD = [f"loss_mgd_{tap}" for tap in ("res3", "res4", "res5")]
 CASES = [
     ("retinanet", ["imitation"], IMITATION),
     ("retinanet", ["channel_mlp"], MLP),
+    ("retinanet", ["pkd"], PKD),
     ("retinanet", ["lsh"], LSH),
     ("retinanet", ["logits"], LOGITS),
     (
         "retinanet",
-        ["mgd", "imitation", "channel_mlp", "lsh", "logits"],
-        [*MGD, *IMITATION, *MLP, *LSH, *LOGITS],
+        ["mgd", "imitation", "channel_mlp", "pkd", "lsh", "logits"],
+        [*MGD, *IMITATION, *MLP, *PKD, *LSH, *LOGITS],
     ),
     ("fcos", ["lsh", "logits"], [*LSH, *CENTERNESS]),
     ("faster", ["imitation", "lsh", "logits"], [*IMITATION, *LSH, *LOGITS]),
@@ -188,7 +190,7 @@ def test_a_student_that_equals_its_teacher_has_no_loss_and_no_gradient(kind, mak
 
 
 def test_training_brings_every_loss_down(make, labelled):
-    detector = built(make("retinanet", ["imitation", "channel_mlp", "lsh", "logits"]))
+    detector = built(make("retinanet", ["imitation", "channel_mlp", "pkd", "lsh", "logits"]))
     optimizer = torch.optim.Adam(detector.parameters(), lr=3e-3)
     history = []
     for _ in range(6):
@@ -311,7 +313,8 @@ def test_predictions_that_mean_different_things_are_refused(kind, opts, message,
 
 @pytest.mark.parametrize("kind", ["retinanet", "mask"])  # FCOS of 0.6 has a loss that fails there
 def test_under_autocast_distilled_losses_are_float32_and_finite(kind, make, labelled):
-    detector = built(make(kind, ["imitation", "lsh", "logits"]))
+    methods = ["imitation", "pkd", "lsh", "logits"]
+    detector = built(make(kind, methods, "DISTILL.PKD.TAPS", ["p3", "p4", "p5"]))
     batch = with_masks(labelled) if kind == "mask" else labelled
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = step(detector, batch)
@@ -326,7 +329,11 @@ def test_images_without_objects_and_larger_padding_of_the_teacher(make, labelled
     labelled[0]["instances"] = labelled[0]["instances"][:0]
     for kind in ("retinanet", "faster"):
         detector = built(
-            make(kind, ["imitation", "lsh", "logits"], "DISTILL.IMITATION.FOREGROUND_WEIGHT", 2.0)
+            make(
+                kind,
+                ["imitation", "pkd", "lsh", "logits"],
+                *("DISTILL.IMITATION.FOREGROUND_WEIGHT", 2.0, "DISTILL.PKD.TAPS", ["p3", "p4", "p5"]),
+            )
         )
         detector.prepare()
         plain = {name: loss.item() for name, loss in step(detector, labelled).items()}
