@@ -1,6 +1,6 @@
 """Distillation methods, one module each, behind one interface."""
 
-from . import imitation, logits, lsh, mgd, pkd  # noqa: F401  (they register themselves)
+from . import cwd, imitation, logits, lsh, mgd, pkd  # noqa: F401  (they register themselves)
 from .base import (
     HEAD,
     HEAD_TAPS,
