@@ -1,6 +1,14 @@
 """Distillation methods, one module each, behind one interface."""
 
-from . import cwd, imitation, logits, lsh, mgd, pkd  # noqa: F401  (they register themselves)
+from . import (  # noqa: F401  (they register themselves)
+    cwd,
+    imitation,
+    logits,
+    lsh,
+    masked_generation,
+    mgd,
+    pkd,
+)
 from .base import (
     HEAD,
     HEAD_TAPS,

@@ -33,19 +33,18 @@ class AdaptedMethod(Method):
         return "LOSS_WEIGHTS"
 
     def forward(self, features: Features) -> dict[str, Tensor]:
-        losses = {}
-        for name, (tap, weight) in self.losses.items():
-            maps = maps_at(features, tap)
-            losses[name] = self.distance(self.adapters[module_key(tap)](maps.student), maps) * weight
-        return losses
+        return {
+            name: self.distance(tap, maps_at(features, tap)) * weight
+            for name, (tap, weight) in self.losses.items()
+        }
 
-    def distance(self, adapted: Tensor, features: TapFeatures) -> Tensor:
-        """Returns the scalar loss at a tap, in float32 or wider, before its weight.
+    def adapted(self, tap: str, features: TapFeatures) -> Tensor:
+        """Returns the student's features behind the adapter, (N, Ct, H, W)."""
+        found: Tensor = self.adapters[module_key(tap)](features.student)
+        return found
 
-        Args:
-            adapted: (N, Ct, H, W), the student's features behind the adapter.
-            features: of the tap.
-        """
+    def distance(self, tap: str, features: TapFeatures) -> Tensor:
+        """Returns the scalar loss at a tap, in float32 or wider, before its weight."""
         raise NotImplementedError
 
 

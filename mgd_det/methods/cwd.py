@@ -43,5 +43,7 @@ class CWD(AdaptedMethod):
             temperature=above_zero(f"{key}.TEMPERATURE", cfg.TEMPERATURE),
         )
 
-    def distance(self, adapted: Tensor, features: TapFeatures) -> Tensor:
-        return channel_softmax_loss(adapted, features.teacher, features.mask, self.temperature)
+    def distance(self, tap: str, features: TapFeatures) -> Tensor:
+        return channel_softmax_loss(
+            self.adapted(tap, features), features.teacher, features.mask, self.temperature
+        )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mgd_det.errors import ConfigError
+from mgd_det.maths.squared_error import mean_squared_error
 
 from .adapted import AdaptedMethod, adapter
 from .base import Inspect, TapFeatures, TapInfo, register_method
@@ -41,17 +42,11 @@ class AdaptedImitation(AdaptedMethod):
         self.foreground_weight = foreground_weight
         self.wants_foreground = foreground_weight != 1
 
-    def distance(self, adapted: Tensor, features: TapFeatures) -> Tensor:
-        dtype = torch.promote_types(adapted.dtype, torch.float32)
-        difference = adapted.to(dtype) - features.teacher.to(dtype)
-        if features.mask is not None:
-            difference = torch.where(features.mask, difference, 0.0)
-        errors = difference.square().mean(1, keepdim=True)
-        counts = torch.ones_like(errors) if features.mask is None else features.mask.to(dtype)
+    def distance(self, tap: str, features: TapFeatures) -> Tensor:
+        weight = None
         if features.foreground is not None:
-            counts = torch.where(features.foreground, counts * self.foreground_weight, counts)
-        # With a foreground weight of 0 there may be no position that counts. The loss is then 0.
-        return (errors * counts).sum() / counts.sum().clamp_min(torch.finfo(dtype).tiny)
+            weight = torch.where(features.foreground, self.foreground_weight, 1.0)
+        return mean_squared_error(self.adapted(tap, features), features.teacher, features.mask, weight)
 
 
 @register_method("imitation")

@@ -33,5 +33,5 @@ class PKD(AdaptedMethod):
             weights=tap_weights("DISTILL.PKD.LOSS_WEIGHTS", cfg.LOSS_WEIGHTS, taps),
         )
 
-    def distance(self, adapted: Tensor, features: TapFeatures) -> Tensor:
-        return correlation_loss(adapted, features.teacher, features.mask)
+    def distance(self, tap: str, features: TapFeatures) -> Tensor:
+        return correlation_loss(self.adapted(tap, features), features.teacher, features.mask)

@@ -19,6 +19,7 @@ IMITATION = [f"loss_imitation_{tap}" for tap in ("p3", "p4", "p5")]
 MLP = [f"loss_channel_mlp_{tap}" for tap in ("p3", "p4", "p5")]
 PKD = [f"loss_pkd_{tap}" for tap in ("p3", "p4", "p5")]
 CWD = [f"loss_cwd_{tap}" for tap in ("p3", "p4", "p5")]
+GENERATION = [f"loss_masked_generation_{tap}" for tap in ("p3", "p4", "p5")]
 LSH = ["loss_lsh_head_l2", "loss_lsh_head_hash"]
 LOGITS = ["loss_logits_cls", "loss_logits_box"]
 CENTERNESS = [*LOGITS, "loss_logits_ctr"]
@@ -29,12 +30,13 @@ CASES = [
     ("retinanet", ["channel_mlp"], MLP),
     ("retinanet", ["pkd"], PKD),
     ("retinanet", ["cwd"], CWD),
+    ("retinanet", ["masked_generation"], GENERATION),
     ("retinanet", ["lsh"], LSH),
     ("retinanet", ["logits"], LOGITS),
     (
         "retinanet",
-        ["mgd", "imitation", "channel_mlp", "pkd", "cwd", "lsh", "logits"],
-        [*MGD, *IMITATION, *MLP, *PKD, *CWD, *LSH, *LOGITS],
+        ["mgd", "imitation", "channel_mlp", "pkd", "cwd", "masked_generation", "lsh", "logits"],
+        [*MGD, *IMITATION, *MLP, *PKD, *CWD, *GENERATION, *LSH, *LOGITS],
     ),
     ("fcos", ["lsh", "logits"], [*LSH, *CENTERNESS]),
     ("faster", ["imitation", "lsh", "logits"], [*IMITATION, *LSH, *LOGITS]),
@@ -192,7 +194,8 @@ def test_a_student_that_equals_its_teacher_has_no_loss_and_no_gradient(kind, mak
 
 
 def test_training_brings_every_loss_down(make, labelled):
-    detector = built(make("retinanet", ["imitation", "channel_mlp", "pkd", "cwd", "lsh", "logits"]))
+    methods = ["imitation", "channel_mlp", "pkd", "cwd", "masked_generation", "lsh", "logits"]
+    detector = built(make("retinanet", methods, "DISTILL.MASKED_GENERATION.PROBABILITY", 0.0))
     optimizer = torch.optim.Adam(detector.parameters(), lr=3e-3)
     history = []
     for _ in range(6):
@@ -315,7 +318,7 @@ def test_predictions_that_mean_different_things_are_refused(kind, opts, message,
 
 @pytest.mark.parametrize("kind", ["retinanet", "mask"])  # FCOS of 0.6 has a loss that fails there
 def test_under_autocast_distilled_losses_are_float32_and_finite(kind, make, labelled):
-    detector = built(make(kind, ["imitation", "pkd", "cwd", "lsh", "logits"]))
+    detector = built(make(kind, ["imitation", "pkd", "cwd", "masked_generation", "lsh", "logits"]))
     batch = with_masks(labelled) if kind == "mask" else labelled
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = step(detector, batch)
@@ -332,7 +335,7 @@ def test_images_without_objects_and_larger_padding_of_the_teacher(make, labelled
         detector = built(
             make(
                 kind,
-                ["imitation", "pkd", "cwd", "lsh", "logits"],
+                ["imitation", "pkd", "cwd", "masked_generation", "lsh", "logits"],
                 *("DISTILL.IMITATION.FOREGROUND_WEIGHT", 2.0),
             )
         )

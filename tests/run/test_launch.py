@@ -105,8 +105,9 @@ def test_a_signal_to_the_launcher_reaches_the_spawned_processes(tmp_path):
 
 
 def test_two_ranks_stop_their_losses_and_resume_bit_for_bit(mgd_cfg, tmp_path):
-    """Norms and adapters of three methods, under DDP without find_unused_parameters."""
-    mgd_cfg.DISTILL.METHODS, mgd_cfg.DISTILL.IMITATION.ADAPTER = ["mgd", "imitation", "logits"], "always"
+    """Norms, adapters and random positions of several methods, under DDP without find_unused_parameters."""
+    mgd_cfg.DISTILL.METHODS = ["mgd", "imitation", "pkd", "cwd", "masked_generation", "logits"]
+    mgd_cfg.DISTILL.IMITATION.ADAPTER = "always"
     mgd_cfg.DISTILL.SCHEDULE.STOP_ITER, mgd_cfg.SOLVER.MAX_ITER = 2, 4
     mgd_cfg.DISTILL.EXACT_RESUME, mgd_cfg.DATASETS.TEST = True, ()
     mgd_cfg.SOLVER.IMS_PER_BATCH, mgd_cfg.SOLVER.CHECKPOINT_PERIOD = 4, 1
@@ -122,7 +123,8 @@ def test_two_ranks_stop_their_losses_and_resume_bit_for_bit(mgd_cfg, tmp_path):
     whole, parts = (torch.load(folder / "model_final.pth") for folder in (tmp_path / "run", resumed))
     assert all(torch.equal(parts["model"][name], value) for name, value in whole["model"].items())
     losses = whole["trainer"]["hooks"]["ExactResumeHook"]["scalars"]
-    for name in ("loss_mgd_res3", "loss_imitation_p3", "loss_logits_cls"):
+    methods = ("mgd_res3", "imitation_p3", "pkd_p3", "cwd_p3", "masked_generation_p3", "logits_cls")
+    for name in (f"loss_{name}" for name in methods):
         values = [value for value, _ in losses[name]["data"]]
         assert values == [
             value for value, _ in parts["trainer"]["hooks"]["ExactResumeHook"]["scalars"][name]["data"]
