@@ -216,7 +216,12 @@ def _add_imitation(cfg: CfgNode) -> None:
     # When a 1x1 convolution is applied to the student's features, in training only: "auto" (where the
     # widths differ), "always" or "never".
     cfg.DISTILL.IMITATION.ADAPTER = "auto"
-    # The weight of positions inside ground-truth boxes; that of all others is 1.
+    # What is foreground: the positions inside ground-truth "boxes"; or what the "teacher" takes for it: every
+    # position as far as its largest class probability there, which needs no labels, but a RetinaNet or an
+    # FCOS as the teacher.
+    cfg.DISTILL.IMITATION.FOREGROUND = "boxes"
+    # The weight of foreground; that of background is 1. A position that the teacher takes for an object with
+    # a probability of 0.3 is at three tenths of the way between the two.
     cfg.DISTILL.IMITATION.FOREGROUND_WEIGHT = 1.0
 
 

@@ -10,6 +10,7 @@ from . import (  # noqa: F401  (they register themselves)
     pkd,
 )
 from .base import (
+    CONFIDENCE,
     HEAD,
     HEAD_TAPS,
     PREDICTIONS,
@@ -34,6 +35,7 @@ from .base import (
 )
 
 __all__ = [
+    "CONFIDENCE",
     "HEAD",
     "HEAD_TAPS",
     "PREDICTIONS",

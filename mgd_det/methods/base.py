@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 HEAD = "head"  # the tap of the features before the classifier, wherever the detector has it
 PREDICTIONS = "predictions"  # the tap of what the detector's head predicts
-HEAD_TAPS = (HEAD, PREDICTIONS)
+CONFIDENCE = "confidence"  # the tap of a dense teacher's `TapFeatures.confidence`, which no student has
+HEAD_TAPS = (HEAD, PREDICTIONS, CONFIDENCE)
 
 
 class TapFeatures(NamedTuple):
@@ -33,6 +34,8 @@ class TapFeatures(NamedTuple):
     teacher: Tensor  # (N, Ct, H, W), no gradient
     mask: Tensor | None  # (N, 1, H, W) bool, True at positions that count (unpadded); None where all do
     foreground: Tensor | None = None  # (N, 1, H, W) bool, True in ground-truth boxes; if asked for
+    # (N, 1, H, W) in [0, 1], the teacher's largest class probability at each position; if asked for
+    confidence: Tensor | None = None
 
 
 class Prediction(NamedTuple):
@@ -149,7 +152,8 @@ class Method(ModuleWithProperties):
 
     Attributes:
         taps: names of the taps that `forward` needs.
-        wants_foreground: asks for `TapFeatures.foreground`.
+        wants_foreground: asks for `TapFeatures.foreground`, for which the images need labels.
+        wants_confidence: asks for `TapFeatures.confidence`, for which the teacher needs a dense head.
         matches: True for a method with a matching to solve; `observe`, `absorb` and `solve` are then called.
         control: replaces the solved assignment of a method that matches; set when it is built.
         ready: False as long as the method needs a matching that has not been solved.
@@ -157,6 +161,7 @@ class Method(ModuleWithProperties):
 
     taps: Sequence[str]
     wants_foreground: bool = False
+    wants_confidence: bool = False
     matches: bool = False
     control: AssignmentControl = AssignmentControl()
     ready: bool = True

@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mgd_det.errors import ConfigError
 from mgd_det.maths.squared_error import mean_squared_error
 
 from .adapted import AdaptedMethod, adapter
-from .base import Inspect, TapFeatures, TapInfo, register_method
+from .base import HEAD, Inspect, TapFeatures, TapInfo, register_method
 from .settings import choice, named_taps, number, tap_weights
 
 ADAPTERS = ("auto", "always", "never")
+FOREGROUNDS = ("boxes", "teacher")
 
 
 class AdaptedImitation(AdaptedMethod):
@@ -27,7 +27,9 @@ class AdaptedImitation(AdaptedMethod):
 
     Args:
         name, adapters, weights: as :class:`AdaptedMethod`'s.
-        foreground_weight: weight of a position in a ground-truth box, at least 0; others have weight 1.
+        foreground_weight: weight of a position of an object, at least 0; one of the background has weight 1.
+        foreground: "boxes", where a position is an object's or not, or "teacher", where it is as far as the
+            teacher's largest class probability says.
     """
 
     def __init__(
@@ -37,15 +39,17 @@ class AdaptedImitation(AdaptedMethod):
         adapters: Mapping[str, nn.Module],
         weights: Mapping[str, float],
         foreground_weight: float = 1.0,
+        foreground: str = "boxes",
     ) -> None:
         super().__init__(name=name, adapters=adapters, weights=weights)
-        self.foreground_weight = foreground_weight
-        self.wants_foreground = foreground_weight != 1
+        self.foreground_weight, self.foreground = foreground_weight, foreground
+        self.wants_foreground = foreground == "boxes" and foreground_weight != 1
+        self.wants_confidence = foreground == "teacher"
 
     def distance(self, tap: str, features: TapFeatures) -> Tensor:
-        weight = None
-        if features.foreground is not None:
-            weight = torch.where(features.foreground, self.foreground_weight, 1.0)
+        by_teacher = self.foreground == "teacher"
+        foreground = features.confidence if by_teacher else features.foreground
+        weight = None if foreground is None else 1 + (self.foreground_weight - 1) * foreground
         return mean_squared_error(self.adapted(tap, features), features.teacher, features.mask, weight)
 
 
@@ -75,12 +79,31 @@ class Imitation(AdaptedImitation):
                 return nn.Conv2d(student.channels, teacher.channels, 1)
             return adapter(student, teacher)
 
+        foreground = choice(f"{key}.FOREGROUND", cfg.FOREGROUND, FOREGROUNDS)
+        weight = number(f"{key}.FOREGROUND_WEIGHT", cfg.FOREGROUND_WEIGHT)
+        if foreground == "teacher":
+            if weight == 1:
+                problem = 'with FOREGROUND "teacher" it leaves all positions alike'
+                raise ConfigError(f"{key}.FOREGROUND_WEIGHT", weight, problem, "Give a number like 10.0.")
+            _check_dense(f"{key}.FOREGROUND", teacher)
         return cls(
             name="imitation",
             adapters={tap: build(ours[tap], theirs[tap]) for tap in taps},
             weights=tap_weights(f"{key}.LOSS_WEIGHTS", cfg.LOSS_WEIGHTS, taps),
-            foreground_weight=number(f"{key}.FOREGROUND_WEIGHT", cfg.FOREGROUND_WEIGHT),
+            foreground_weight=weight,
+            foreground=foreground,
         )
+
+
+def _check_dense(key: str, teacher: Inspect) -> None:
+    """Raise a ConfigError unless the teacher has class scores at every position."""
+    try:
+        head = teacher([HEAD])[HEAD].head
+    except ConfigError:  # a head of no known kind
+        head = None
+    if head is None or head.kind == "proposals":
+        problem = "this teacher has no class scores for every position, as RetinaNet and FCOS have"
+        raise ConfigError(key, "teacher", problem, 'Choose such a teacher, or set it to "boxes".')
 
 
 @register_method("channel_mlp")

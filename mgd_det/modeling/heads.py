@@ -21,7 +21,9 @@ from torch import Tensor, nn
 
 from mgd_det.detectron2_types import BatchedInputs
 from mgd_det.errors import UnknownTap
+from mgd_det.maths.foreground import class_confidence
 from mgd_det.methods import (
+    CONFIDENCE,
     HEAD,
     PREDICTIONS,
     BoxMeaning,
@@ -39,7 +41,8 @@ PROPOSALS = "proposals"  # boxes of a two-stage student's proposals, which the t
 BOX_CODING = ("weights", "scale_clamp", "normalize_by_size")  # attributes of Detectron2's box transforms
 
 # Output of one forward pass by tap: (N, C, H, W) of the backbone. A dense head gives a list of these for
-# `HEAD`, and for `PREDICTIONS` lists by level of scores, boxes and, of FCOS, centerness. A box head gives
+# `HEAD`, for `PREDICTIONS` lists by level of scores, boxes and, of FCOS, centerness, and as a teacher's for
+# `CONFIDENCE` a map (N, 1, H, W) by the stride of the level. A box head gives
 # (R, C) for `HEAD`, (scores, boxes) for `PREDICTIONS`, and for `PROPOSALS` the (R, 4) boxes of each image.
 Captured = MutableMapping[str, Any]
 
@@ -96,10 +99,14 @@ class DenseHead:
             student: not used; see :meth:`ProposalHead.run`.
         """
         maps = [features[name] for name in self.in_features]
-        if PREDICTIONS not in taps:
-            return {HEAD: [self.head.cls_subnet(x) for x in maps]}
-        with self.capture(taps) as found:
-            self.head(maps)
+        if PREDICTIONS in taps:
+            with self.capture([tap for tap in taps if tap != CONFIDENCE]) as found:
+                self.head(maps)
+        else:
+            found = {HEAD: [self.head.cls_subnet(x) for x in maps]}
+        if CONFIDENCE in taps:
+            scores = found[PREDICTIONS][0] if PREDICTIONS in taps else map(self.head.cls_score, found[HEAD])
+            found[CONFIDENCE] = dict(zip(self.strides, map(class_confidence, scores)))
         return found
 
     def pair(

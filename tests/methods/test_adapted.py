@@ -13,10 +13,11 @@ from mgd_det.config import add_mgd_config
 from mgd_det.errors import ConfigError
 from mgd_det.methods import LossInfo, TapFeatures, TapInfo
 from mgd_det.methods.cwd import CWD
+from mgd_det.methods.imitation import Imitation
 from mgd_det.methods.masked_generation import MaskedGeneration
 from mgd_det.methods.pkd import PKD
 
-METHODS = {"pkd": PKD, "cwd": CWD, "masked_generation": MaskedGeneration}
+METHODS = {"imitation": Imitation, "pkd": PKD, "cwd": CWD, "masked_generation": MaskedGeneration}
 STUDENT, TEACHER = {"p3": 1, "p4": 1}, {"p3": 1, "p4": 2}
 
 
@@ -80,6 +81,15 @@ def test_a_gradient_reaches_the_student_and_every_parameter(name):
     sum(losses.values()).backward()
     assert student.grad.any()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_state_is_of_its_taps(name):
+    """With equal widths, which have no adapter, too."""
+    state = from_config(name, TAPS=["p3"]).state_dict()
+    from_config(name, TAPS=["p3"]).load_state_dict(state)
+    with pytest.raises(ConfigError, match=r"\['p3', 'p4'\].*the checkpoint is of the taps \['p3'\]"):
+        from_config(name).load_state_dict(state)
 
 
 def test_pkd_by_hand():

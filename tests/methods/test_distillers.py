@@ -232,6 +232,42 @@ def test_projections_at_the_head_follow_the_teachers_trained_classifier(kind, ma
     assert weight.std().item() == pytest.approx(layer.weight.std().item(), rel=0.1)
 
 
+BY_TEACHER = ["DISTILL.IMITATION.FOREGROUND", "teacher", "DISTILL.IMITATION.FOREGROUND_WEIGHT", 10.0]
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "taps"),
+    [
+        ("retinanet", "retinanet", ["p3", "p5", "res4"]),
+        ("fcos", "fcos", ["p3", "p5"]),
+        ("faster", "retinanet", ["p4"]),
+    ],
+)
+def test_imitation_weighted_by_the_teacher_needs_no_labels(student, teacher, taps, make, images, teachers):
+    cfg = make(student, ["imitation"], *BY_TEACHER, "DISTILL.IMITATION.TAPS", taps, teacher=teachers(teacher))
+    detector = built(cfg)
+    detector.prepare()
+    detector.teacher.model.head.cls_score.weight.mul_(0.01)  # so that it is not sure everywhere
+    detector.eval()
+    with detector.capture_student() as captured:
+        detector.student(images)
+    features = detector.pair(captured, images)
+    for found in features.values():
+        assert found.foreground is None
+        assert found.confidence.shape == (2, 1, *found.student.shape[2:])
+        assert 0 < found.confidence.min() < found.confidence.max() < 1
+    losses = detector.methods["imitation"](features)
+    assert list(losses) == [f"loss_imitation_{tap}" for tap in taps]
+    plain = built(make(student, ["imitation"], "DISTILL.IMITATION.TAPS", taps, teacher=teachers(teacher)))
+    others = plain.methods["imitation"](features)
+    assert all(losses[name] > 0 and losses[name] != others[name] for name in losses)
+
+
+def test_the_teacher_that_weights_must_score_every_position(make, teachers):
+    with pytest.raises(ConfigError, match=r"IMITATION\.FOREGROUND = 'teacher': .*no class scores for every"):
+        built(make("retinanet", ["imitation"], *BY_TEACHER, teacher=teachers("faster")))
+
+
 @pytest.mark.parametrize("kind", ["retinanet", "faster"])
 def test_gradients_of_losses_in_the_head_are_compared_at_the_backbones_outputs(kind, make, labelled):
     detector = built(make(kind, ["imitation", "lsh", "logits"]))

@@ -399,6 +399,21 @@ def test_no_more_of_a_two_stage_teacher_is_run_than_the_taps_need(
     }
 
 
+@pytest.mark.parametrize("kind", ["retinanet", "fcos"])
+def test_a_dense_teachers_confidence_is_its_largest_class_probability(request, kind, labelled):
+    """Whatever else is asked for, and of its box subnet nothing is run for it."""
+    teacher = request.getfixturevalue(kind).eval().requires_grad_(False)
+    head, features = find_head(teacher), on(teacher, labelled)
+    scores = teacher.head([features[name] for name in teacher.head_in_features])[0]
+    calls = Calls(boxes=teacher.head.bbox_subnet, classes=teacher.head.cls_subnet)
+    for taps in (["confidence"], ["head", "confidence"], [*BOTH, "confidence"]):
+        found = head.run(features, taps, {})["confidence"]
+        assert list(found) == [8, 16, 32, 64, 128]
+        for level, expected in zip(found.values(), scores):
+            assert torch.allclose(level, expected.sigmoid().amax(1, keepdim=True))
+    assert calls.counts == {"boxes": 5, "classes": 15}
+
+
 def test_kinds_of_heads(retinanet, fcos, rcnn):
     assert isinstance(find_head(retinanet), DenseHead)
     assert isinstance(find_head(fcos), DenseHead)

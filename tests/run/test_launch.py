@@ -12,8 +12,6 @@ import pytest
 import torch
 from helpers.commands import ROOT, run_tool
 
-from mgd_det.methods.imitation import Imitation
-
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
 
 # Detectron2's launcher insists on CUDA; beside that it does this.
@@ -150,20 +148,3 @@ def test_the_checkpoint_must_be_the_same_for_all_processes(mgd_cfg, tmp_path):
     assert result.returncode != 0
     assert "its last checkpoint is of iteration [-1, 0], depending on the machine" in result.stderr
     assert "Name a folder that all machines share." in result.stderr
-
-
-def test_equal_widths_have_no_adapter_and_still_know_their_taps():
-    from yacs.config import CfgNode
-
-    from mgd_det.errors import ConfigError
-    from mgd_det.methods import TapInfo
-
-    def method(taps):
-        node = CfgNode({"TAPS": taps, "LOSS_WEIGHTS": [1.0], "ADAPTER": "auto", "FOREGROUND_WEIGHT": 1.0})
-        inspect = lambda names: {name: TapInfo(8, 8, True) for name in names}  # noqa: E731
-        return Imitation.from_config(node, inspect, inspect)
-
-    state = method(["p3", "p4"]).state_dict()
-    method(["p3", "p4"]).load_state_dict(state)
-    with pytest.raises(ConfigError, match=r"\['p3'\].*the checkpoint is of the taps \['p3', 'p4'\]"):
-        method(["p3"]).load_state_dict(state)
