@@ -16,9 +16,9 @@ BASE = Path(__file__).resolve().parent.parent / "configs/demo/student.yaml"
 ALL = "mgd imitation channel_mlp pkd cwd masked_generation lsh logits inherit:fpn,head"
 PAIRS = """
 retinanet-r50     retinanet-r18           mgd | imitation | channel_mlp | pkd | cwd
-retinanet-r50     retinanet-r18           masked_generation | lsh | logits | all
+retinanet-r50     retinanet-r18           masked_generation | lsh | logits | crosskd | all
 fcos-r50          fcos-r18                mgd | imitation | channel_mlp | pkd | cwd
-fcos-r50          fcos-r18                masked_generation | lsh | logits | all
+fcos-r50          fcos-r18                masked_generation | lsh | logits | crosskd | all
 faster-r50        faster-r18              mgd | imitation | channel_mlp | pkd | cwd
 faster-r50        faster-r18              masked_generation | lsh | logits | all
 mask-r50          mask-r18                mgd | imitation | channel_mlp | pkd | cwd
@@ -27,7 +27,7 @@ mask-r50          mask-r18                masked_generation | lsh | logits | all
 retinanet-r50     fcos-r18                mgd imitation channel_mlp lsh
 retinanet-r50     faster-r18              mgd imitation channel_mlp
 retinanet-r50     mask-r18                mgd imitation channel_mlp
-fcos-r50          retinanet-r18           mgd imitation channel_mlp lsh
+fcos-r50          retinanet-r18           mgd imitation channel_mlp lsh crosskd
 fcos-r50          faster-r18              mgd imitation channel_mlp
 fcos-r50          mask-r18                mgd imitation channel_mlp
 faster-r50        retinanet-r18           mgd imitation channel_mlp

@@ -28,6 +28,7 @@ def add_mgd_config(cfg: CfgNode) -> None:
     _add_masked_generation(cfg)
     _add_lsh(cfg)
     _add_logits(cfg)
+    _add_crosskd(cfg)
     _add_experiment(cfg)
     for name, defaults in method_defaults().items():
         # Methods that a user has registered bring their keys along.
@@ -85,7 +86,7 @@ def _add_run(cfg: CfgNode) -> None:
     # empty, that is the detector's `backbone`, and where there is none the first Backbone inside.
     cfg.DISTILL.BACKBONE = ""
     # The methods that add their losses: "mgd", "imitation", "channel_mlp", "pkd", "cwd",
-    # "masked_generation", "lsh", "logits", or your own.
+    # "masked_generation", "lsh", "logits", "crosskd", or your own.
     cfg.DISTILL.METHODS = ["mgd"]
     # The parts that the student copies from the teacher at the start of a run, wherever shapes agree:
     # "fpn", "head", or the path of any module. This works with every method, and without any.
@@ -309,6 +310,19 @@ def _add_logits(cfg: CfgNode) -> None:
     cfg.DISTILL.LOGITS.GAMMA = 2.0
     # For softmax classifiers, the temperature of both distributions.
     cfg.DISTILL.LOGITS.TEMPERATURE = 1.0
+
+
+def _add_crosskd(cfg: CfgNode) -> None:
+    # CrossKD (CVPR 2024): the student's features half-way through its head go on through the teacher's frozen
+    # head, and the predictions that come out imitate the teacher's own. Student and teacher are RetinaNets or
+    # FCOS with heads of one width. On their way the features are given the teacher's mean and deviation over
+    # the positions of all images that a process has in its batch.
+    cfg.DISTILL.CROSSKD = CfgNode()
+    # The weight of the classification loss. Both losses are divided by what the student divides its own by,
+    # its running number of positive anchors or points.
+    cfg.DISTILL.CROSSKD.WEIGHT = 1.0
+    # The weight of the box loss, in which a box counts by the teacher's confidence; 0 disables it.
+    cfg.DISTILL.CROSSKD.BOX_WEIGHT = 1.0
 
 
 def _add_experiment(cfg: CfgNode) -> None:

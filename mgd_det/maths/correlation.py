@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from .moments import centred_and_variance, position_count, without_padding
-
-EPSILON = 1e-6  # added to deviations; a channel that deviates less from its mean counts as constant
+from .moments import position_count, standardised
 
 
 def correlation_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -33,14 +30,5 @@ def correlation_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = Non
         raise ValueError(
             f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must have one shape"
         )
-    difference = _standardised(student, mask) - _standardised(teacher.detach(), mask)
+    difference = standardised(student, mask) - standardised(teacher.detach(), mask)
     return 0.5 * difference.square().sum() / (position_count(student, mask) * student.shape[1])
-
-
-def _standardised(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Return features of mean 0 and deviation 1 in each channel; 0 throughout in a constant channel."""
-    centred, mean, variance = centred_and_variance(without_padding(x, mask), mask)
-    # In a large constant the mean's rounding error is a deviation, too.
-    varies = variance > (EPSILON * mean.abs().clamp_min(1)).square()
-    deviation = torch.where(varies, variance, 1.0).sqrt() + EPSILON  # no root of 0, which has no gradient
-    return torch.where(varies, centred / deviation, 0.0)

@@ -1,6 +1,7 @@
 """Distillation methods, one module each, behind one interface."""
 
 from . import (  # noqa: F401  (they register themselves)
+    crosskd,
     cwd,
     imitation,
     logits,
@@ -11,6 +12,7 @@ from . import (  # noqa: F401  (they register themselves)
 )
 from .base import (
     CONFIDENCE,
+    CROSS_PREDICTIONS,
     HEAD,
     HEAD_TAPS,
     PREDICTIONS,
@@ -36,6 +38,7 @@ from .base import (
 
 __all__ = [
     "CONFIDENCE",
+    "CROSS_PREDICTIONS",
     "HEAD",
     "HEAD_TAPS",
     "PREDICTIONS",

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 HEAD = "head"  # the tap of the features before the classifier, wherever the detector has it
 PREDICTIONS = "predictions"  # the tap of what the detector's head predicts
 CONFIDENCE = "confidence"  # the tap of a dense teacher's `TapFeatures.confidence`, which no student has
-HEAD_TAPS = (HEAD, PREDICTIONS, CONFIDENCE)
+# The tap of what a dense teacher's head predicts from the student's features, half-way through the two heads.
+CROSS_PREDICTIONS = "cross_predictions"
+HEAD_TAPS = (HEAD, PREDICTIONS, CONFIDENCE, CROSS_PREDICTIONS)
 
 
 class TapFeatures(NamedTuple):
@@ -47,15 +49,20 @@ class Prediction(NamedTuple):
 
 
 class PredictionPair(NamedTuple):
-    """The features of the tap `PREDICTIONS` in one step."""
+    """The features of the tap `PREDICTIONS` in one step, or of `CROSS_PREDICTIONS`.
+
+    At the latter both sides are in the teacher's terms, and boxes are decoded: (M, 4) corners in pixels.
+    """
 
     student: Prediction  # in the student's autograd graph
     teacher: Prediction  # no gradient
     mask: Tensor | None  # (M,) bool, True at rows that count; None where all do
+    # What the student divides its own losses by in this step, if the tap is `CROSS_PREDICTIONS`.
+    normalizer: float | None = None
 
 
 # A plain tap gives one TapFeatures; `HEAD` one for each level of a dense head, or one of shape (R, C, 1, 1)
-# for the R proposals of a two-stage one; `PREDICTIONS` a pair.
+# for the R proposals of a two-stage one; `PREDICTIONS` and `CROSS_PREDICTIONS` a pair.
 FeaturesOfTap = Union[TapFeatures, "list[TapFeatures]", PredictionPair]
 Features = Mapping[str, FeaturesOfTap]
 
@@ -76,9 +83,9 @@ def levels_at(features: Features, tap: str) -> list[TapFeatures]:
     return found
 
 
-def predictions_in(features: Features) -> PredictionPair:
-    """Returns the features of `PREDICTIONS`."""
-    found = features[PREDICTIONS]
+def predictions_in(features: Features, tap: str = PREDICTIONS) -> PredictionPair:
+    """Returns the features of `PREDICTIONS` or `CROSS_PREDICTIONS`."""
+    found = features[tap]
     assert isinstance(found, PredictionPair)
     return found
 

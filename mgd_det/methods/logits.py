@@ -118,7 +118,7 @@ class Logits(Method):
         return "WEIGHT" if loss == "loss_logits_cls" else "BOX_WEIGHT"
 
     def forward(self, features: Features) -> dict[str, Tensor]:
-        student, teacher, mask = pair = predictions_in(features)
+        student, teacher, mask, _ = pair = predictions_in(features)
         if self.head.softmax:
             loss = softmax_soft_loss(student.scores, teacher.scores, self.temperature)
         else:
@@ -135,7 +135,7 @@ class Logits(Method):
 
     def _box_weights(self, pair: PredictionPair) -> Tensor:
         """Returns the weight of each box: the teacher's confidence that it is one of an object."""
-        _, teacher, mask = pair
+        _, teacher, mask, _ = pair
         if self.head.kind == "proposals":
             scores = teacher.scores.float()
             found = scores.softmax(1)[:, :-1] if self.head.softmax else scores.sigmoid()

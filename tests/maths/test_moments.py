@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mgd_det.maths.moments import centred_and_variance, position_count, without_padding
+from mgd_det.maths.moments import (
+    centred_and_variance,
+    position_count,
+    with_moments_of,
+    without_padding,
+)
 
 NAN, INF = float("nan"), float("inf")
 
@@ -44,3 +49,21 @@ def test_nothing_but_padding_is_all_zero() -> None:
 )
 def test_half_precision_is_widened(dtype: torch.dtype, wide: torch.dtype) -> None:
     assert without_padding(torch.ones(1, 1, 1, 1, dtype=dtype), None).dtype == wide
+
+
+def test_features_get_the_moments_of_others() -> None:
+    """1, 3 has mean 2 and deviation 1; 30, 10 has 20 and 10. Padding of 4 lies two deviations off."""
+    x = torch.tensor([[[[1.0, 3.0, 4.0]], [[5.0, 5.0, 9.0]]]], requires_grad=True)
+    other = torch.tensor([[[[30.0, 10.0, NAN]], [[1.0, 3.0, NAN]]]], requires_grad=True)
+    mask = torch.tensor([True, True, False]).view(1, 1, 1, 3)
+    found = with_moments_of(x, other, mask)
+    assert found.flatten().tolist() == pytest.approx([10, 30, 40, 2, 2, 2], rel=1e-5)
+    found.square().sum().backward()
+    assert other.grad is None
+    assert x.grad.isfinite().all()
+    assert not x.grad[:, 1].any()  # of a constant channel
+
+
+def test_features_with_their_own_moments_are_themselves() -> None:
+    x = 5 + 3 * torch.randn(2, 4, 5, 6, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(with_moments_of(x, x, None), x, atol=1e-4)

@@ -23,6 +23,7 @@ GENERATION = [f"loss_masked_generation_{tap}" for tap in ("p3", "p4", "p5")]
 LSH = ["loss_lsh_head_l2", "loss_lsh_head_hash"]
 LOGITS = ["loss_logits_cls", "loss_logits_box"]
 CENTERNESS = [*LOGITS, "loss_logits_ctr"]
+CROSS = ["loss_crosskd_cls", "loss_crosskd_box"]
 MGD = [f"loss_mgd_{tap}" for tap in ("res3", "res4", "res5")]
 
 CASES = [
@@ -33,6 +34,8 @@ CASES = [
     ("retinanet", ["masked_generation"], GENERATION),
     ("retinanet", ["lsh"], LSH),
     ("retinanet", ["logits"], LOGITS),
+    ("retinanet", ["crosskd"], CROSS),
+    ("fcos", ["crosskd"], CROSS),
     (
         "retinanet",
         ["mgd", "imitation", "channel_mlp", "pkd", "cwd", "masked_generation", "lsh", "logits"],
@@ -50,6 +53,7 @@ WIDER = {
     "mask": ["MODEL.ROI_BOX_HEAD.FC_DIM", 40],
     "fcos": [],
 }
+NARROW = ["MODEL.FPN.OUT_CHANNELS", 16]  # as the students
 FEWER_HASHES = ["DISTILL.LSH.NUM_HASHES", 64, "DISTILL.LSH.LOSS_WEIGHTS", [1.0]]
 
 
@@ -91,9 +95,10 @@ def step(detector, batch):
 
 
 @pytest.mark.parametrize(("kind", "methods", "names"), CASES)
-def test_a_method_in_a_whole_distiller(kind, methods, names, make, labelled):
+def test_a_method_in_a_whole_distiller(kind, methods, names, make, labelled, teachers):
     batch = with_masks(labelled) if kind == "mask" else labelled
-    cfg = make(kind, methods)
+    # CrossKD needs heads of one width.
+    cfg = make(kind, methods, teacher=teachers(kind, *NARROW) if "crosskd" in methods else None)
     torch.manual_seed(5)
     stock = build_model(distil_nothing(cfg)).student
     torch.manual_seed(5)
@@ -362,6 +367,28 @@ def test_under_autocast_distilled_losses_are_float32_and_finite(kind, make, labe
     assert all(losses[name].isfinite() for name in detector.losses)
     sum(losses.values()).backward()
     assert all(p.grad.isfinite().all() for p in detector.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize(("student", "teacher"), [("retinanet", "retinanet"), ("retinanet", "fcos")])
+def test_crosskd_trains_a_head_up_to_where_the_teachers_goes_on(student, teacher, make, teachers, labelled):
+    """Through an FCOS's head, too; autocast changes little."""
+    width = ["MODEL.FPN.OUT_CHANNELS", 32] if teacher == "fcos" else NARROW
+    cfg = make(student, ["crosskd"], teacher=teachers(teacher, *width), student=width)
+    detector = built(cfg)
+    losses = step(detector, labelled)
+    divisor = detector.student.loss_normalizer
+    sum(losses[name] for name in CROSS).backward()
+    head = detector.student.head
+    assert all(subnet[0].weight.grad.any() for subnet in (head.cls_subnet, head.bbox_subnet))
+    assert head.cls_score.weight.grad is None
+    assert all(parameter.grad is None for parameter in detector.teacher.model.parameters())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = step(detector, labelled)
+    assert all(half[name].dtype == torch.float32 for name in CROSS)
+    # Less what the student divides its losses by, which is another one in the second step.
+    exact = [losses[name].item() * divisor for name in CROSS]
+    found = [half[name].item() * detector.student.loss_normalizer for name in CROSS]
+    assert found == pytest.approx(exact, rel=0.05)
 
 
 def test_images_without_objects_and_larger_padding_of_the_teacher(make, labelled):

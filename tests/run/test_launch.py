@@ -104,7 +104,7 @@ def test_a_signal_to_the_launcher_reaches_the_spawned_processes(tmp_path):
 
 def test_two_ranks_stop_their_losses_and_resume_bit_for_bit(mgd_cfg, tmp_path):
     """Norms, adapters and random positions of several methods, under DDP without find_unused_parameters."""
-    mgd_cfg.DISTILL.METHODS = ["mgd", "imitation", "pkd", "cwd", "masked_generation", "logits"]
+    mgd_cfg.DISTILL.METHODS = ["mgd", "imitation", "pkd", "cwd", "masked_generation", "logits", "crosskd"]
     mgd_cfg.DISTILL.IMITATION.ADAPTER = "always"
     mgd_cfg.DISTILL.SCHEDULE.STOP_ITER, mgd_cfg.SOLVER.MAX_ITER = 2, 4
     mgd_cfg.DISTILL.EXACT_RESUME, mgd_cfg.DATASETS.TEST = True, ()
@@ -121,7 +121,15 @@ def test_two_ranks_stop_their_losses_and_resume_bit_for_bit(mgd_cfg, tmp_path):
     whole, parts = (torch.load(folder / "model_final.pth") for folder in (tmp_path / "run", resumed))
     assert all(torch.equal(parts["model"][name], value) for name, value in whole["model"].items())
     losses = whole["trainer"]["hooks"]["ExactResumeHook"]["scalars"]
-    methods = ("mgd_res3", "imitation_p3", "pkd_p3", "cwd_p3", "masked_generation_p3", "logits_cls")
+    methods = (
+        "mgd_res3",
+        "imitation_p3",
+        "pkd_p3",
+        "cwd_p3",
+        "masked_generation_p3",
+        "logits_cls",
+        "crosskd_box",
+    )
     for name in (f"loss_{name}" for name in methods):
         values = [value for value, _ in losses[name]["data"]]
         assert values == [
