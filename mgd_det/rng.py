@@ -1,4 +1,4 @@
-"""Isolation of side work from the training's random number streams."""
+"""Random numbers beside the training's streams."""
 
 from __future__ import annotations
 
@@ -21,3 +21,16 @@ def isolated_rng() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy_state)
+
+
+def step_generator(device: torch.device, step: int, rank: int, *use: int) -> torch.Generator:
+    """Returns a random stream of one training step on one process; the training's streams are left alone.
+
+    Args:
+        device: of the numbers to draw.
+        step: of the training.
+        rank: the process's number.
+        use: numbers from 1, by which several streams of a step differ.
+    """
+    key = np.random.SeedSequence((step, rank, *use)).generate_state(1)
+    return torch.Generator(device).manual_seed(int(key[0]))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mgd_det.rng import isolated_rng
+from mgd_det.rng import isolated_rng, step_generator
 
 
 def draws() -> tuple[float, float, float]:
@@ -73,3 +73,17 @@ class TestIsolatedRng:
                 draws()
             draws()
         assert draws() == seeded
+
+
+class TestStepGenerator:
+    def test_leaves_the_streams_alone_and_repeats(self, seeded: tuple[float, ...]) -> None:
+        found = [
+            torch.rand(3, generator=step_generator(torch.device("cpu"), 4, 0)).tolist() for _ in range(2)
+        ]
+        assert found[0] == found[1]
+        assert draws() == seeded
+
+    def test_differs_by_step_rank_and_use(self) -> None:
+        keys = [(4, 0), (5, 0), (4, 1), (4, 0, 1), (4, 0, 2), (4, 1, 1)]
+        found = {torch.rand(1, generator=step_generator(torch.device("cpu"), *key)).item() for key in keys}
+        assert len(found) == len(keys)

@@ -245,8 +245,8 @@ with {versions} ({machine}): {works} of {count} pairs work.
   `add_mgd_config(cfg)`.
 - *faster* and *mask* are Faster and Mask R-CNN with an FPN. FCOS, *regnet* and *regnet_small* are described
   by LazyConfigs.
-- *mgd* compares res3 to res5, *imitation* and *channel_mlp* compare p3 to p5, *lsh* and *logits* compare
-  the heads, unless taps follow. `a=b` compares the student's a with the teacher's b. *inherit* stands for
+- *mgd* compares res3 to res5, *lsh*, *logits* and *crosskd* compare the heads, and all others p3 to p5,
+  unless taps follow. `a=b` compares the student's a with the teacher's b. *inherit* stands for
   `DISTILL.INHERIT`.
 - *all* stands for {all}.
 - *seconds* are those of four processes, with their start-up; the machine may have had other work.

@@ -13,17 +13,21 @@ BASE = Path(__file__).resolve().parent.parent / "configs/demo/student.yaml"
 
 # Teacher, student, methods; "|" begins another pair of the same two. "method:a,b" names its taps ("a=b": the
 # student's a against the teacher's b), "inherit:a,b" is DISTILL.INHERIT, and "all" stands for ALL.
-ALL = "mgd imitation channel_mlp lsh logits inherit:fpn,head"
+ALL = "mgd imitation channel_mlp pkd cwd masked_generation lsh logits inherit:fpn,head"
 PAIRS = """
-retinanet-r50     retinanet-r18           mgd | imitation | channel_mlp | lsh | logits | all
-fcos-r50          fcos-r18                mgd | imitation | channel_mlp | lsh | logits | all
-faster-r50        faster-r18              mgd | imitation | channel_mlp | lsh | logits | all
-mask-r50          mask-r18                mgd | imitation | channel_mlp | lsh | logits | all
+retinanet-r50     retinanet-r18           mgd | imitation | channel_mlp | pkd | cwd
+retinanet-r50     retinanet-r18           masked_generation | lsh | logits | crosskd | all
+fcos-r50          fcos-r18                mgd | imitation | channel_mlp | pkd | cwd
+fcos-r50          fcos-r18                masked_generation | lsh | logits | crosskd | all
+faster-r50        faster-r18              mgd | imitation | channel_mlp | pkd | cwd
+faster-r50        faster-r18              masked_generation | lsh | logits | all
+mask-r50          mask-r18                mgd | imitation | channel_mlp | pkd | cwd
+mask-r50          mask-r18                masked_generation | lsh | logits | all
 
 retinanet-r50     fcos-r18                mgd imitation channel_mlp lsh
 retinanet-r50     faster-r18              mgd imitation channel_mlp
 retinanet-r50     mask-r18                mgd imitation channel_mlp
-fcos-r50          retinanet-r18           mgd imitation channel_mlp lsh
+fcos-r50          retinanet-r18           mgd imitation channel_mlp lsh crosskd
 fcos-r50          faster-r18              mgd imitation channel_mlp
 fcos-r50          mask-r18                mgd imitation channel_mlp
 faster-r50        retinanet-r18           mgd imitation channel_mlp
@@ -36,7 +40,7 @@ mask-r50          faster-r18              all
 retinanet-r101    retinanet-r34           all
 retinanet-r101    retinanet-r50           all
 faster-x50        faster-r18              all
-retinanet-x50     fcos-r34                mgd imitation
+retinanet-x50     fcos-r34                mgd masked_generation pkd cwd
 retinanet-regnet  retinanet-regnet_small  all mgd:bottom_up.s2,bottom_up.s3,bottom_up.s4.b1
 retinanet-regnet  retinanet-r18           mgd:res3=bottom_up.s2,res4=bottom_up.s3 imitation:p4
 retinanet-r50     retinanet-regnet_small  mgd:bottom_up.s2=res3,bottom_up.s4.b1=res5_relu channel_mlp

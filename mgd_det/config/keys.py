@@ -33,8 +33,12 @@ def own_keys() -> CfgNode:
     _add_mgd(cfg)
     _add_imitation(cfg)
     _add_channel_mlp(cfg)
+    _add_pkd(cfg)
+    _add_cwd(cfg)
+    _add_masked_generation(cfg)
     _add_lsh(cfg)
     _add_logits(cfg)
+    _add_crosskd(cfg)
     _add_experiment(cfg)
     for name, defaults in method_defaults().items():
         # Methods that a user has registered bring their keys along.
@@ -104,7 +108,8 @@ def _add_run(cfg: CfgNode) -> None:
     # The path of the module in the student that is its backbone, in which taps are looked for. If it is
     # empty, that is the detector's `backbone`, and where there is none the first Backbone inside.
     cfg.DISTILL.BACKBONE = ""
-    # The methods that add their losses: "mgd", "imitation", "channel_mlp", "lsh", "logits", or your own.
+    # The methods that add their losses: "mgd", "imitation", "channel_mlp", "pkd", "cwd",
+    # "masked_generation", "lsh", "logits", "crosskd", or your own.
     cfg.DISTILL.METHODS = ["mgd"]
     # The parts that the student copies from the teacher at the start of a run, wherever shapes agree:
     # "fpn", "head", or the path of any module. This works with every method, and without any.
@@ -239,7 +244,12 @@ def _add_imitation(cfg: CfgNode) -> None:
     # When a 1x1 convolution is applied to the student's features, in training only: "auto" (where the
     # widths differ), "always" or "never".
     cfg.DISTILL.IMITATION.ADAPTER = "auto"
-    # The weight of positions inside ground-truth boxes; that of all others is 1.
+    # What is foreground: the positions inside ground-truth "boxes"; or what the "teacher" takes for it: every
+    # position as far as its largest class probability there, which needs no labels, but a RetinaNet or an
+    # FCOS as the teacher.
+    cfg.DISTILL.IMITATION.FOREGROUND = "boxes"
+    # The weight of foreground; that of background is 1. A position that the teacher takes for an object with
+    # a probability of 0.3 is at three tenths of the way between the two.
     cfg.DISTILL.IMITATION.FOREGROUND_WEIGHT = 1.0
 
 
@@ -252,6 +262,50 @@ def _add_channel_mlp(cfg: CfgNode) -> None:
     cfg.DISTILL.CHANNEL_MLP.LOSS_WEIGHTS = [1.0]
     # The width of the MLP's hidden layer; 0 means the teacher's width.
     cfg.DISTILL.CHANNEL_MLP.HIDDEN = 0
+
+
+def _add_pkd(cfg: CfgNode) -> None:
+    # PKD (NeurIPS 2022): 1 minus Pearson's correlation of the student's channels with the teacher's, through
+    # a 1x1 convolution where the widths differ. The correlation is one over the positions of all images that
+    # a process has in its batch: with several processes the loss is the mean of theirs, and not exactly that
+    # of one process with the whole batch.
+    cfg.DISTILL.PKD = CfgNode()
+    # As DISTILL.MGD.TAPS. The scale of the features does not matter. On small images p6 and p7 have too few
+    # positions for a correlation: with the demonstration's 96 px, losses there pulled 100,000 times as
+    # strongly as the task.
+    cfg.DISTILL.PKD.TAPS = ["p3", "p4", "p5"]
+    # The loss weight, one for all taps or one for each. The loss is between 0 and 2. With the default it
+    # pulls about as strongly in the demonstration as imitation does with its own. The paper has 6 for Faster
+    # R-CNN and 10 for RetinaNet.
+    cfg.DISTILL.PKD.LOSS_WEIGHTS = [3.0]
+
+
+def _add_cwd(cfg: CfgNode) -> None:
+    # Channel-wise distillation (ICCV 2021): the divergence of each channel's softmax over the positions from
+    # the teacher's, through a 1x1 convolution where the widths differ.
+    cfg.DISTILL.CWD = CfgNode()
+    # As DISTILL.IMITATION.TAPS.
+    cfg.DISTILL.CWD.TAPS = ["p3", "p4", "p5"]
+    # The loss weight, one for all taps or one for each. With the default it pulls about as strongly in the
+    # demonstration as imitation does with its own. The paper has 10 for FPN outputs.
+    cfg.DISTILL.CWD.LOSS_WEIGHTS = [1.5]
+    # The temperature of both distributions.
+    cfg.DISTILL.CWD.TEMPERATURE = 1.0
+
+
+def _add_masked_generation(cfg: CfgNode) -> None:
+    # Masked generation (ECCV 2022), which its authors call MGD as well: positions of the student's features
+    # are left out at random, and two 3x3 convolutions generate the teacher's features from the rest, through
+    # a 1x1 convolution where the widths differ.
+    cfg.DISTILL.MASKED_GENERATION = CfgNode()
+    # As DISTILL.IMITATION.TAPS.
+    cfg.DISTILL.MASKED_GENERATION.TAPS = ["p3", "p4", "p5"]
+    # The loss weight, one for all taps or one for each. The loss is a mean over all unpadded elements. With
+    # the default it pulls about as strongly in the demonstration as imitation does with its own.
+    cfg.DISTILL.MASKED_GENERATION.LOSS_WEIGHTS = [10.0]
+    # The probability that a position is left out. The paper has 0.65 for RetinaNet and 0.45 for two-stage
+    # detectors.
+    cfg.DISTILL.MASKED_GENERATION.PROBABILITY = 0.65
 
 
 def _add_lsh(cfg: CfgNode) -> None:
@@ -283,6 +337,19 @@ def _add_logits(cfg: CfgNode) -> None:
     cfg.DISTILL.LOGITS.GAMMA = 2.0
     # For softmax classifiers, the temperature of both distributions.
     cfg.DISTILL.LOGITS.TEMPERATURE = 1.0
+
+
+def _add_crosskd(cfg: CfgNode) -> None:
+    # CrossKD (CVPR 2024): the student's features half-way through its head go on through the teacher's frozen
+    # head, and the predictions that come out imitate the teacher's own. Student and teacher are RetinaNets or
+    # FCOS with heads of one width. On their way the features are given the teacher's mean and deviation over
+    # the positions of all images that a process has in its batch.
+    cfg.DISTILL.CROSSKD = CfgNode()
+    # The weight of the classification loss. Both losses are divided by what the student divides its own by,
+    # its running number of positive anchors or points.
+    cfg.DISTILL.CROSSKD.WEIGHT = 1.0
+    # The weight of the box loss, in which a box counts by the teacher's confidence; 0 disables it.
+    cfg.DISTILL.CROSSKD.BOX_WEIGHT = 1.0
 
 
 def _add_experiment(cfg: CfgNode) -> None:

@@ -41,7 +41,9 @@ class DistillState:
         self._loaded = False
 
     def state_dict(self) -> State:
-        return {**self.detector.distill_state(), AUTOMATIC_KEY: self.automatic.state_dict()}
+        state = self.detector.distill_state()
+        # Without methods it is empty, by which a resumed run knows that the earlier one had none.
+        return {**state, AUTOMATIC_KEY: self.automatic.state_dict()} if self.detector.methods else state
 
     def load_state_dict(self, state: State) -> None:
         self._loaded = True

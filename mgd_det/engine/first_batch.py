@@ -293,7 +293,8 @@ def _detached(item: FeaturesOfTap) -> FeaturesOfTap:
         return [_detached_maps(maps) for maps in item]
     if isinstance(item, TapFeatures):
         return _detached_maps(item)
-    return PredictionPair(_detached_prediction(item.student), _detached_prediction(item.teacher), item.mask)
+    student, teacher = map(_detached_prediction, (item.student, item.teacher))
+    return item._replace(student=student, teacher=teacher)
 
 
 def _detached_maps(maps: TapFeatures) -> TapFeatures:

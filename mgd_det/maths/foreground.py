@@ -1,8 +1,9 @@
-"""Mark the objects on a feature map. The functions are pure and know nothing of Detectron2."""
+"""Mark the objects on a feature map, by boxes or by a classifier's scores. The functions are pure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -56,3 +57,38 @@ def _positions(low: Tensor, high: Tensor, stride: int, size: int) -> tuple[Tenso
     inside = (low[:, None] <= centres) & (centres < high[:, None])
     middle = ((low + high) / 2 / stride).floor()
     return inside, middle[:, None] == index
+
+
+def class_confidence(logits: Tensor) -> Tensor:
+    """Return the largest class probability at each position of a sigmoid classifier.
+
+    Args:
+        logits: (N, A K, H, W) of A anchors and K classes, any float dtype.
+
+    Returns:
+        (N, 1, H, W) in [0, 1], float32 or wider.
+    """
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return wide.amax(1, keepdim=True).sigmoid()
+
+
+def confidence_at(levels: Mapping[int, Tensor], stride: int, height: int, width: int) -> Tensor:
+    """Return the confidence at the positions of a feature map, from the level whose stride is nearest.
+
+    Where that is not the map's own stride, a position takes the value of the one that holds its centre.
+
+    Args:
+        levels: (N, 1, h, w) of each level, by its stride in input pixels.
+        stride: input pixels from one position of the map to the next.
+        height, width: H and W of the map.
+
+    Returns:
+        (N, 1, H, W).
+    """
+    nearest = min(levels, key=lambda level: abs(math.log2(level / stride)))
+    found = levels[nearest]
+    rows, columns = (
+        ((torch.arange(size, device=found.device) + 0.5) * (stride / nearest)).long().clamp_max(last - 1)
+        for size, last in zip((height, width), found.shape[2:])
+    )
+    return found[:, :, rows[:, None], columns]

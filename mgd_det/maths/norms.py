@@ -12,32 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction, once_differentiable
 
+from .moments import centred_and_variance, without_padding
+
 MAX_GROUPS = 32  # groups of the GroupNorm in the reference implementation
-
-
-def _fill_padding(x: Tensor, mask: Tensor) -> Tensor:
-    """Return a copy of the features, (N, C, H, W), in float32 or wider, with zeros at the padding."""
-    # Padding may hold infinity, which a product with 0 would turn into NaN.
-    return x.to(torch.promote_types(x.dtype, torch.float32)).masked_fill(~mask, 0)
-
-
-def _standardised(x: Tensor, mask: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
-    """Scale features to mean 0 and variance 1 over the unpadded positions.
-
-    Args:
-        x: (N, C, H, W), 0 at the padding.
-        mask: (N, 1, H, W) bool, True at the unpadded positions.
-        dims: dimensions that mean and variance are taken over.
-        eps: added to the variance.
-
-    Returns:
-        (N, C, H, W). Its values at the padding mean nothing.
-    """
-    mask = mask.expand_as(x)
-    count = mask.sum(dims, keepdim=True).clamp_min(1)
-    mean = x.sum(dims, keepdim=True) / count
-    variance = (x - mean).masked_fill(~mask, 0).square().sum(dims, keepdim=True) / count
-    return (x - mean) * torch.rsqrt(variance + eps)
 
 
 class MaskedGroupNorm(nn.GroupNorm):
@@ -76,7 +53,8 @@ class _GroupNorm(torch.autograd.Function):
         eps: float,
     ) -> Tensor:
         n, c = x.shape[:2]
-        centred = _fill_padding(x, mask)
+        # A copy, which is changed in place.
+        centred = without_padding(x, mask)
         count = (mask.sum((1, 2, 3)) * (c // groups)).clamp_min(1)[:, None].double()
         mean = centred.reshape(n, groups, -1).sum(2) / count
         centred.sub_(_maps(mean, centred)).masked_fill_(~mask, 0)
@@ -136,7 +114,8 @@ class MaskedBatchNorm(nn.BatchNorm2d):
         """Normalise features; arguments and result are those of :meth:`MaskedGroupNorm.forward`."""
         if mask is None:
             return super().forward(x)
-        unit = _standardised(_fill_padding(x, mask), mask, (0, 2, 3), self.eps)
+        centred, _, variance = centred_and_variance(without_padding(x, mask), mask)
+        unit = centred * torch.rsqrt(variance + self.eps)
         return unit * self.weight[:, None, None] + self.bias[:, None, None]
 
 

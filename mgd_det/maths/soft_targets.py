@@ -10,25 +10,31 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.ops import generalized_box_iou_loss
 
 MIN_NORMALIZER = 1.0  # least divisor of a sum over predictions, since images may hold no object
 
 
 def sigmoid_soft_loss(
-    student: Tensor, teacher: Tensor, mask: Tensor | None = None, gamma: float = 2.0
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor | None = None,
+    gamma: float = 2.0,
+    normalizer: float | Tensor | None = None,
 ) -> Tensor:
     """Compute a focal cross entropy of dense classification.
 
     An element counts `|sigmoid(s) - sigmoid(t)|^gamma * (BCE(s, sigmoid(t)) - entropy(sigmoid(t)))`. This is
     the quality focal loss (Li et al., "Generalized Focal Loss", NeurIPS 2020, eq. 5) with the teacher's
     probability as the quality of every class, and with two changes: no gradient flows through the weight, and
-    the entropy is subtracted, so that agreement costs nothing. The sum is divided by a soft number of
-    foreground rows, the sum of :func:`foreground_confidence`.
+    the entropy is subtracted, so that agreement costs nothing.
 
     Args:
         student, teacher: (M, K) logits, any float dtype.
         mask: (M,) bool, True at the rows that count; None if all do.
         gamma: exponent of the weight; 0 weighs all elements alike.
+        normalizer: divides the sum; None takes a soft number of foreground rows, see
+            :func:`soft_foreground`.
 
     Returns:
         Scalar.
@@ -43,10 +49,23 @@ def sigmoid_soft_loss(
         student, teacher = (torch.where(mask[:, None], x, 0.0) for x in (student, teacher))
     divergence = _divergence(student, teacher)
     weight = (student.detach().sigmoid() - teacher.sigmoid()).abs().pow(gamma)
-    foreground = foreground_confidence(teacher)
+    # Rows that do not count have logits of 0 now.
+    return (weight * divergence).sum() / (
+        soft_foreground(teacher, mask) if normalizer is None else normalizer
+    )
+
+
+def soft_foreground(logits: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return a soft number of foreground rows, the sum of :func:`foreground_confidence` and 1 at least.
+
+    Args:
+        logits: (M, K), any float dtype.
+        mask: (M,) bool, True at the rows that count; None if all do.
+    """
+    confidence = foreground_confidence(logits)
     if mask is not None:
-        foreground = torch.where(mask, foreground, 0.0)
-    return (weight * divergence).sum() / foreground.sum().clamp_min(MIN_NORMALIZER)
+        confidence = torch.where(mask, confidence, 0.0)
+    return confidence.sum().clamp_min(MIN_NORMALIZER)
 
 
 def foreground_confidence(logits: Tensor) -> Tensor:
@@ -113,6 +132,27 @@ def weighted_box_loss(student: Tensor, teacher: Tensor, weight: Tensor, beta: fl
     difference = torch.where((weight != 0)[:, None], student - teacher, 0.0)
     distance = F.smooth_l1_loss(difference, torch.zeros_like(difference), reduction="none", beta=beta).sum(1)
     return (distance * weight).sum() / weight.sum().clamp_min(MIN_NORMALIZER)
+
+
+def weighted_giou_loss(student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
+    """Compute the weighted sum over rows of 1 - GIoU of two boxes (Rezatofighi et al., CVPR 2019).
+
+    Args:
+        student, teacher: (M, 4) boxes, x1, y1, x2, y2, any float dtype.
+        weight: (M,) weights of the rows, as in :func:`weighted_box_loss`.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ValueError: the shapes do not fit each other.
+    """
+    student, teacher = _wide_rows(student, teacher)
+    _check_one_for_each_row(weight, "weight", student)
+    weight = weight.detach().to(student.dtype)
+    student, teacher = (torch.where((weight != 0)[:, None], x, 0.0) for x in (student, teacher))
+    distance: Tensor = generalized_box_iou_loss(student, teacher, reduction="none")
+    return (distance * weight).sum()
 
 
 def weighted_sigmoid_loss(student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:

@@ -1,7 +1,18 @@
 """Distillation methods, one module each, behind one interface."""
 
-from . import imitation, logits, lsh, mgd  # noqa: F401  (they register themselves)
+from . import (  # noqa: F401  (they register themselves)
+    crosskd,
+    cwd,
+    imitation,
+    logits,
+    lsh,
+    masked_generation,
+    mgd,
+    pkd,
+)
 from .base import (
+    CONFIDENCE,
+    CROSS_PREDICTIONS,
     HEAD,
     HEAD_TAPS,
     PREDICTIONS,
@@ -26,6 +37,8 @@ from .base import (
 )
 
 __all__ = [
+    "CONFIDENCE",
+    "CROSS_PREDICTIONS",
     "HEAD",
     "HEAD_TAPS",
     "PREDICTIONS",

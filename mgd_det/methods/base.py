@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 HEAD = "head"  # the tap of the features before the classifier, wherever the detector has it
 PREDICTIONS = "predictions"  # the tap of what the detector's head predicts
-HEAD_TAPS = (HEAD, PREDICTIONS)
+CONFIDENCE = "confidence"  # the tap of a dense teacher's `TapFeatures.confidence`, which no student has
+# The tap of what a dense teacher's head predicts from the student's features, half-way through the two heads.
+CROSS_PREDICTIONS = "cross_predictions"
+HEAD_TAPS = (HEAD, PREDICTIONS, CONFIDENCE, CROSS_PREDICTIONS)
 
 
 class TapFeatures(NamedTuple):
@@ -33,6 +36,8 @@ class TapFeatures(NamedTuple):
     teacher: Tensor  # (N, Ct, H, W), no gradient
     mask: Tensor | None  # (N, 1, H, W) bool, True at positions that count (unpadded); None where all do
     foreground: Tensor | None = None  # (N, 1, H, W) bool, True in ground-truth boxes; if asked for
+    # (N, 1, H, W) in [0, 1], the teacher's largest class probability at each position; if asked for
+    confidence: Tensor | None = None
 
 
 class Prediction(NamedTuple):
@@ -44,15 +49,20 @@ class Prediction(NamedTuple):
 
 
 class PredictionPair(NamedTuple):
-    """The features of the tap `PREDICTIONS` in one step."""
+    """The features of the tap `PREDICTIONS` in one step, or of `CROSS_PREDICTIONS`.
+
+    At the latter both sides are in the teacher's terms, and boxes are decoded: (M, 4) corners in pixels.
+    """
 
     student: Prediction  # in the student's autograd graph
     teacher: Prediction  # no gradient
     mask: Tensor | None  # (M,) bool, True at rows that count; None where all do
+    # What the student divides its own losses by in this step, if the tap is `CROSS_PREDICTIONS`.
+    normalizer: float | None = None
 
 
 # A plain tap gives one TapFeatures; `HEAD` one for each level of a dense head, or one of shape (R, C, 1, 1)
-# for the R proposals of a two-stage one; `PREDICTIONS` a pair.
+# for the R proposals of a two-stage one; `PREDICTIONS` and `CROSS_PREDICTIONS` a pair.
 FeaturesOfTap = Union[TapFeatures, "list[TapFeatures]", PredictionPair]
 Features = Mapping[str, FeaturesOfTap]
 
@@ -73,9 +83,9 @@ def levels_at(features: Features, tap: str) -> list[TapFeatures]:
     return found
 
 
-def predictions_in(features: Features) -> PredictionPair:
-    """Returns the features of `PREDICTIONS`."""
-    found = features[PREDICTIONS]
+def predictions_in(features: Features, tap: str = PREDICTIONS) -> PredictionPair:
+    """Returns the features of `PREDICTIONS` or `CROSS_PREDICTIONS`."""
+    found = features[tap]
     assert isinstance(found, PredictionPair)
     return found
 
@@ -149,7 +159,8 @@ class Method(ModuleWithProperties):
 
     Attributes:
         taps: names of the taps that `forward` needs.
-        wants_foreground: asks for `TapFeatures.foreground`.
+        wants_foreground: asks for `TapFeatures.foreground`, for which the images need labels.
+        wants_confidence: asks for `TapFeatures.confidence`, for which the teacher needs a dense head.
         matches: True for a method with a matching to solve; `observe`, `absorb` and `solve` are then called.
         control: replaces the solved assignment of a method that matches; set when it is built.
         ready: False as long as the method needs a matching that has not been solved.
@@ -157,6 +168,7 @@ class Method(ModuleWithProperties):
 
     taps: Sequence[str]
     wants_foreground: bool = False
+    wants_confidence: bool = False
     matches: bool = False
     control: AssignmentControl = AssignmentControl()
     ready: bool = True

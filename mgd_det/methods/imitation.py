@@ -9,25 +9,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mgd_det.errors import ConfigError
+from mgd_det.maths.squared_error import mean_squared_error
 
-from .base import Features, Inspect, LossInfo, Method, TapFeatures, TapInfo, maps_at, register_method
-from .settings import choice, module_key, named_taps, number, tap_weights
+from .adapted import AdaptedMethod, adapter
+from .base import HEAD, Inspect, TapFeatures, TapInfo, register_method
+from .settings import choice, named_taps, number, tap_weights
 
 ADAPTERS = ("auto", "always", "never")
+FOREGROUNDS = ("boxes", "teacher")
 
 
-class AdaptedImitation(Method):
+class AdaptedImitation(AdaptedMethod):
     """The mean squared error between the student's adapted features and the teacher's, at each tap.
 
     Args:
-        name: name of the method, which the names of its losses contain.
-        adapters: by tap, a module that maps student features, (N, Cs, H, W), to (N, Ct, H, W).
-        weights: by tap, the weight of the loss.
-        foreground_weight: weight of a position in a ground-truth box, at least 0; others have weight 1.
+        name, adapters, weights: as :class:`AdaptedMethod`'s.
+        foreground_weight: weight of a position of an object, at least 0; one of the background has weight 1.
+        foreground: "boxes", where a position is an object's or not, or "teacher", where it is as far as the
+            teacher's largest class probability says.
     """
 
     def __init__(
@@ -37,36 +39,18 @@ class AdaptedImitation(Method):
         adapters: Mapping[str, nn.Module],
         weights: Mapping[str, float],
         foreground_weight: float = 1.0,
+        foreground: str = "boxes",
     ) -> None:
-        super().__init__()
-        self.taps = list(adapters)
-        self.name, self.weights, self.foreground_weight = name, dict(weights), foreground_weight
-        self.wants_foreground = foreground_weight != 1
-        self.adapters = nn.ModuleDict({module_key(tap): adapter for tap, adapter in adapters.items()})
+        super().__init__(name=name, adapters=adapters, weights=weights)
+        self.foreground_weight, self.foreground = foreground_weight, foreground
+        self.wants_foreground = foreground == "boxes" and foreground_weight != 1
+        self.wants_confidence = foreground == "teacher"
 
-    @property
-    def losses(self) -> dict[str, LossInfo]:
-        return {f"loss_{self.name}_{tap}": LossInfo(tap, w) for tap, w in self.weights.items()}
-
-    def weight_key(self, loss: str) -> str:
-        return "LOSS_WEIGHTS"
-
-    def forward(self, features: Features) -> dict[str, Tensor]:
-        return {name: self._loss(tap, maps_at(features, tap)) * w for name, (tap, w) in self.losses.items()}
-
-    def _loss(self, tap: str, features: TapFeatures) -> Tensor:
-        """Return the scalar error at a tap, computed in float32 or wider, before the loss's weight."""
-        adapted = self.adapters[module_key(tap)](features.student)
-        dtype = torch.promote_types(adapted.dtype, torch.float32)
-        difference = adapted.to(dtype) - features.teacher.to(dtype)
-        if features.mask is not None:
-            difference = torch.where(features.mask, difference, 0.0)
-        errors = difference.square().mean(1, keepdim=True)
-        counts = torch.ones_like(errors) if features.mask is None else features.mask.to(dtype)
-        if features.foreground is not None:
-            counts = torch.where(features.foreground, counts * self.foreground_weight, counts)
-        # With a foreground weight of 0 there may be no position that counts. The loss is then 0.
-        return (errors * counts).sum() / counts.sum().clamp_min(torch.finfo(dtype).tiny)
+    def distance(self, tap: str, features: TapFeatures) -> Tensor:
+        by_teacher = self.foreground == "teacher"
+        foreground = features.confidence if by_teacher else features.foreground
+        weight = None if foreground is None else 1 + (self.foreground_weight - 1) * foreground
+        return mean_squared_error(self.adapted(tap, features), features.teacher, features.mask, weight)
 
 
 @register_method("imitation")
@@ -90,17 +74,36 @@ class Imitation(AdaptedImitation):
                         'Set it to "auto".',
                     )
 
-        def adapter(student: TapInfo, teacher: TapInfo) -> nn.Module:
-            if kind == "always" or student.channels != teacher.channels:
+        def build(student: TapInfo, teacher: TapInfo) -> nn.Module:
+            if kind == "always":
                 return nn.Conv2d(student.channels, teacher.channels, 1)
-            return nn.Identity()
+            return adapter(student, teacher)
 
+        foreground = choice(f"{key}.FOREGROUND", cfg.FOREGROUND, FOREGROUNDS)
+        weight = number(f"{key}.FOREGROUND_WEIGHT", cfg.FOREGROUND_WEIGHT)
+        if foreground == "teacher":
+            if weight == 1:
+                problem = 'with FOREGROUND "teacher" it leaves all positions alike'
+                raise ConfigError(f"{key}.FOREGROUND_WEIGHT", weight, problem, "Give a number like 10.0.")
+            _check_dense(f"{key}.FOREGROUND", teacher)
         return cls(
             name="imitation",
-            adapters={tap: adapter(ours[tap], theirs[tap]) for tap in taps},
+            adapters={tap: build(ours[tap], theirs[tap]) for tap in taps},
             weights=tap_weights(f"{key}.LOSS_WEIGHTS", cfg.LOSS_WEIGHTS, taps),
-            foreground_weight=number(f"{key}.FOREGROUND_WEIGHT", cfg.FOREGROUND_WEIGHT),
+            foreground_weight=weight,
+            foreground=foreground,
         )
+
+
+def _check_dense(key: str, teacher: Inspect) -> None:
+    """Raise a ConfigError unless the teacher has class scores at every position."""
+    try:
+        head = teacher([HEAD])[HEAD].head
+    except ConfigError:  # a head of no known kind
+        head = None
+    if head is None or head.kind == "proposals":
+        problem = "this teacher has no class scores for every position, as RetinaNet and FCOS have"
+        raise ConfigError(key, "teacher", problem, 'Choose such a teacher, or set it to "boxes".')
 
 
 @register_method("channel_mlp")
@@ -114,12 +117,12 @@ class ChannelMLP(AdaptedImitation):
         hidden = int(number(f"{key}.HIDDEN", cfg.HIDDEN))
         ours, theirs = student(taps), teacher(taps)
 
-        def adapter(student: int, teacher: int) -> nn.Module:
+        def build(student: int, teacher: int) -> nn.Module:
             width = hidden or teacher
             return nn.Sequential(nn.Conv2d(student, width, 1), nn.ReLU(), nn.Conv2d(width, teacher, 1))
 
         return cls(
             name="channel_mlp",
-            adapters={tap: adapter(ours[tap].channels, theirs[tap].channels) for tap in taps},
+            adapters={tap: build(ours[tap].channels, theirs[tap].channels) for tap in taps},
             weights=tap_weights(f"{key}.LOSS_WEIGHTS", cfg.LOSS_WEIGHTS, taps),
         )

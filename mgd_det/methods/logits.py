@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -31,7 +30,7 @@ from .base import (
     predictions_in,
     register_method,
 )
-from .settings import number
+from .settings import above_zero, number
 
 if TYPE_CHECKING:
     from yacs.config import CfgNode
@@ -68,14 +67,11 @@ class Logits(Method):
         key = "DISTILL.LOGITS"
         head = student([PREDICTIONS])[PREDICTIONS].head
         assert head is not None  # this tap always has one
-        if not 0 < cfg.TEMPERATURE < math.inf:
-            problem = "not a finite number over 0"
-            raise ConfigError(f"{key}.TEMPERATURE", cfg.TEMPERATURE, problem, "Give a number like 1.0.")
         return cls(
             weight=number(f"{key}.WEIGHT", cfg.WEIGHT),
             box_weight=number(f"{key}.BOX_WEIGHT", cfg.BOX_WEIGHT),
             gamma=number(f"{key}.GAMMA", cfg.GAMMA),
-            temperature=cfg.TEMPERATURE,
+            temperature=above_zero(f"{key}.TEMPERATURE", cfg.TEMPERATURE),
             head=head,
         )
 
@@ -122,7 +118,7 @@ class Logits(Method):
         return "WEIGHT" if loss == "loss_logits_cls" else "BOX_WEIGHT"
 
     def forward(self, features: Features) -> dict[str, Tensor]:
-        student, teacher, mask = pair = predictions_in(features)
+        student, teacher, mask, _ = pair = predictions_in(features)
         if self.head.softmax:
             loss = softmax_soft_loss(student.scores, teacher.scores, self.temperature)
         else:
@@ -139,7 +135,7 @@ class Logits(Method):
 
     def _box_weights(self, pair: PredictionPair) -> Tensor:
         """Returns the weight of each box: the teacher's confidence that it is one of an object."""
-        _, teacher, mask = pair
+        _, teacher, mask, _ = pair
         if self.head.kind == "proposals":
             scores = teacher.scores.float()
             found = scores.softmax(1)[:, :-1] if self.head.softmax else scores.sigmoid()

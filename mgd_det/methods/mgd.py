@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +27,7 @@ from mgd_det.maths.matching import (
 from mgd_det.maths.matching_statistics import MatchingStatistics
 from mgd_det.maths.norms import STUDENT_NORMS
 from mgd_det.maths.reducers import ALIASES, REDUCERS, Reducer, absolute_max, find_reducer
+from mgd_det.rng import step_generator
 
 from .base import Features, Inspect, LossInfo, MatchReport, Method, TapInfo, maps_at, register_method
 from .settings import choice, module_key, named_taps, tap_weights, unknown
@@ -171,10 +171,11 @@ class MGD(Method):
 
     def forward(self, features: Features) -> dict[str, Tensor]:
         losses = {}
-        noise = self._noise(maps_at(features, self.taps[0]).student.device) if self.reducer.random else None
+        device = maps_at(features, self.taps[0]).student.device
+        noise = step_generator(device, self._step, self.rank) if self.reducer.random else None
         self._step += 1
         for name, (tap, weight) in self.losses.items():
-            student, teacher, mask, _ = maps_at(features, tap)
+            student, teacher, mask, *_ = maps_at(features, tap)
             losses[name] = self._loss(tap, student, teacher, mask, noise) * weight
         return losses
 
@@ -200,7 +201,7 @@ class MGD(Method):
 
     def observe(self, features: Features) -> None:
         for tap in self.taps:
-            student, teacher, mask, _ = maps_at(features, tap)
+            student, teacher, mask, *_ = maps_at(features, tap)
             if tap not in self._observed:
                 self._observed[tap] = MatchingStatistics(student.shape[1], teacher.shape[1], student.device)
             self._observed[tap].add(student, teacher, mask)
@@ -266,11 +267,6 @@ class MGD(Method):
             "DISTILL.EXPERIMENT.ASSIGNMENT": self.control.kind,
             "DISTILL.EXPERIMENT.ASSIGNMENT_SEED": self.control.seed,
         }
-
-    def _noise(self, device: torch.device) -> torch.Generator:
-        """Returns this step's own random stream on this process; the training's streams are left alone."""
-        key = np.random.SeedSequence((self._step, self.rank)).generate_state(1)
-        return torch.Generator(device).manual_seed(int(key[0]))
 
     def get_extra_state(self) -> dict[str, object]:
         matchings = {

@@ -64,6 +64,13 @@ def number(key: str, value: float, *, least: float = 0.0) -> float:
     return value
 
 
+def above_zero(key: str, value: float) -> float:
+    """Return the value of a key; raise a ConfigError unless it is a finite number above 0."""
+    if not (_is_number(value, 0) and value > 0):
+        raise ConfigError(key, value, "not a finite number over 0", "Give a number like 1.0.")
+    return value
+
+
 def _is_number(value: object, least: float) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value) and value >= least
 

@@ -13,7 +13,15 @@ from torch import nn
 from mgd_det.config import DISTILLER
 from mgd_det.config.lazy import build_lazy, image_format, lazy_student, load_lazy
 from mgd_det.errors import ConfigError, UnknownTap, building_from_config
-from mgd_det.methods import PREDICTIONS, AssignmentControl, Method, TapInfo, find_method, method_defaults
+from mgd_det.methods import (
+    CROSS_PREDICTIONS,
+    PREDICTIONS,
+    AssignmentControl,
+    Method,
+    TapInfo,
+    find_method,
+    method_defaults,
+)
 from mgd_det.rng import isolated_rng
 
 from . import torchvision_backbone as torchvision_backbone  # which adds its builders to Detectron2's registry
@@ -22,6 +30,7 @@ from .taps import student_and_teacher_names
 from .teacher import CONFIG_KEY, Teacher, TeacherSpec
 
 ARCHITECTURE_KEY = "DISTILL.STUDENT_ARCHITECTURE"
+UNNAMED = {PREDICTIONS: "logits", CROSS_PREDICTIONS: "crosskd"}  # taps that no key names, and their methods
 
 
 def build_student(cfg: CfgNode) -> nn.Module:
@@ -163,8 +172,8 @@ def check_taps(
             )
         if info.stride != teacher[tap].stride:
             remedy = "Choose taps at which both networks have the same stride, and the same kind of head."
-            if tap == PREDICTIONS:
-                remedy = 'Choose a teacher with the same kind of head, or leave "logits" out.'
+            if tap in UNNAMED:
+                remedy = f'Choose a teacher with the same kind of head, or leave "{UNNAMED[tap]}" out.'
             ours, theirs = _positions(info), _positions(teacher[tap])
             problem = f"at {tap!r} the student has {ours} and the teacher {theirs}"
             raise ConfigError(key, taps, problem, remedy)
@@ -176,7 +185,7 @@ def _positions(info: TapInfo) -> str:
 
 def taps_key(methods: Mapping[str, Method], tap: str) -> tuple[str, list[str]]:
     """Returns the config key that asks for a tap, and its value."""
-    if tap == PREDICTIONS:  # which comes with its method
+    if tap in UNNAMED:
         return "DISTILL.METHODS", list(methods)
     name, method = next((name, method) for name, method in methods.items() if tap in method.taps)
     return f"DISTILL.{name.upper()}.TAPS", list(method.taps)

@@ -18,7 +18,16 @@ from mgd_det.detectron2_types import BatchedInputs, State
 from mgd_det.distributed import keep_own_share
 from mgd_det.errors import RESUME_REMEDY, ConfigError
 from mgd_det.maths.gradient_ratios import GradientPoint, GradientRatios
-from mgd_det.methods import HEAD_TAPS, Features, FeaturesOfTap, LossInfo, MatchReport, Method, TapInfo
+from mgd_det.methods import (
+    CONFIDENCE,
+    HEAD_TAPS,
+    Features,
+    FeaturesOfTap,
+    LossInfo,
+    MatchReport,
+    Method,
+    TapInfo,
+)
 from mgd_det.modules import ModuleWithProperties
 from mgd_det.rng import isolated_rng
 
@@ -283,6 +292,8 @@ class DistilledDetector(ModuleWithProperties):
         taps = self.taps if taps is None else taps
         images = [x["image"] for x in batched_inputs]
         names = [student_and_teacher_names(tap)[1] for tap in taps]
+        if any(m.wants_confidence and not set(taps).isdisjoint(m.taps) for m in self.methods.values()):
+            names.append(CONFIDENCE)
         teacher = self.teacher.features(images, self.input_format, names, student)
         boxes = None
         wanted = any(method.wants_foreground for method in self.methods.values())
@@ -302,6 +313,7 @@ class DistilledDetector(ModuleWithProperties):
                     images,
                     info.stride,
                     boxes=boxes,
+                    confidence=teacher.get(CONFIDENCE),
                 )
         return paired
 

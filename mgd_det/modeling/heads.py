@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Callable, Union
+from typing import Any, Callable, NamedTuple, Union
 
 import torch
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
@@ -21,7 +21,11 @@ from torch import Tensor, nn
 
 from mgd_det.detectron2_types import BatchedInputs
 from mgd_det.errors import UnknownTap
+from mgd_det.maths.foreground import class_confidence
+from mgd_det.maths.moments import with_moments_of
 from mgd_det.methods import (
+    CONFIDENCE,
+    CROSS_PREDICTIONS,
     HEAD,
     PREDICTIONS,
     BoxMeaning,
@@ -35,13 +39,27 @@ from mgd_det.methods import (
 
 from .pairing import common_size, pair_maps, unpadded_mask
 
+HALF_WAY = "half_way"  # a :class:`HalfWay`, which comes with `CROSS_PREDICTIONS`
+TEACHERS_HEAD = "head_of_teacher"  # the DenseHead that a teacher's predictions come from
 PROPOSALS = "proposals"  # boxes of a two-stage student's proposals, which the teacher's head is run on
 BOX_CODING = ("weights", "scale_clamp", "normalize_by_size")  # attributes of Detectron2's box transforms
 
 # Output of one forward pass by tap: (N, C, H, W) of the backbone. A dense head gives a list of these for
-# `HEAD`, and for `PREDICTIONS` lists by level of scores, boxes and, of FCOS, centerness. A box head gives
+# `HEAD`, for `PREDICTIONS` lists by level of scores, boxes and, of FCOS, centerness, and as a teacher's for
+# `CONFIDENCE` a map (N, 1, H, W) by the stride of the level. A box head gives
 # (R, C) for `HEAD`, (scores, boxes) for `PREDICTIONS`, and for `PROPOSALS` the (R, 4) boxes of each image.
 Captured = MutableMapping[str, Any]
+
+
+class HalfWay(NamedTuple):
+    """Features half-way through the two subnets of a dense head: the input of the last but one activation.
+
+    With a single convolution, that of the only one.
+    """
+
+    classes: list[Tensor]  # (N, C, H, W) of each level
+    boxes: list[Tensor]
+
 
 Hook = Callable[..., None]  # takes a module, its arguments and its output
 
@@ -79,12 +97,21 @@ class DenseHead:
     def capture(self, taps: Sequence[str]) -> Iterator[Captured]:
         """While active, a forward pass of the head fills the yielded dict."""
         maps: list[Tensor] = []
-        found: dict[str, object] = {HEAD: maps}
-        hooks: dict[str, tuple[nn.Module, Hook]] = {
-            HEAD: (self.head.cls_subnet, lambda module, args, output: maps.append(output)),
-            PREDICTIONS: (self.head, lambda module, args, output: found.update({PREDICTIONS: output})),
+        half_way = HalfWay([], [])
+        found: dict[str, object] = {HEAD: maps, HALF_WAY: half_way}
+
+        def appending_to(levels: list[Tensor]) -> Hook:
+            return lambda module, args, output: levels.append(output)
+
+        hooks: dict[str, list[tuple[nn.Module, Hook]]] = {
+            HEAD: [(self.head.cls_subnet, appending_to(maps))],
+            PREDICTIONS: [(self.head, lambda module, args, output: found.update({PREDICTIONS: output}))],
+            CROSS_PREDICTIONS: [
+                (subnet[_half(subnet) - 1], appending_to(levels))
+                for subnet, levels in zip((self.head.cls_subnet, self.head.bbox_subnet), half_way)
+            ],
         }
-        with _hooked([hooks[tap] for tap in taps]):
+        with _hooked([hook for tap in taps for hook in hooks[tap]]):
             yield found
 
     def run(self, features: Mapping[str, Tensor], taps: Sequence[str], student: Captured) -> Captured:
@@ -96,22 +123,65 @@ class DenseHead:
             student: not used; see :meth:`ProposalHead.run`.
         """
         maps = [features[name] for name in self.in_features]
-        if PREDICTIONS not in taps:
-            return {HEAD: [self.head.cls_subnet(x) for x in maps]}
-        with self.capture(taps) as found:
-            self.head(maps)
+        whole = PREDICTIONS in taps or CROSS_PREDICTIONS in taps
+        if whole:
+            wanted = {PREDICTIONS, *taps} - {CONFIDENCE}
+            with self.capture(list(wanted)) as found:
+                self.head(maps)
+            found[TEACHERS_HEAD] = self
+        else:
+            found = {HEAD: [self.head.cls_subnet(x) for x in maps]}
+        if CONFIDENCE in taps:
+            scores = found[PREDICTIONS][0] if whole else map(self.head.cls_score, found[HEAD])
+            found[CONFIDENCE] = dict(zip(self.strides, map(class_confidence, scores)))
         return found
 
     def pair(
         self, tap: str, student: Captured, teacher: Captured, batched_inputs: BatchedInputs
     ) -> FeaturesOfTap:
-        """Returns a method's features at `HEAD` or `PREDICTIONS`. This head is the student's."""
+        """Returns a method's features at a tap in the head. This head is the student's."""
         images = [x["image"] for x in batched_inputs]
+        if tap == CROSS_PREDICTIONS:
+            head: DenseHead = teacher[TEACHERS_HEAD]
+            normalizer = getattr(self.detector, "loss_normalizer", None)  # which its loss has just updated
+            return head.cross(student[HALF_WAY], teacher, images)._replace(normalizer=normalizer)
         if tap == PREDICTIONS:
             return self._pair_predictions(student[PREDICTIONS], teacher[PREDICTIONS], images)
         counts = self._labelled(student[HEAD], batched_inputs)
         levels = zip(student[HEAD], teacher[HEAD], self.strides, counts)
         return [pair_maps(s, t, images, stride, counts=c) for s, t, stride, c in levels]
+
+    def cross(self, student: HalfWay, own: Captured, images: Sequence[Tensor]) -> PredictionPair:
+        """Returns what this head, the teacher's, predicts from a student's features, and its own predictions.
+
+        The student's features are given the mean and deviation that this head's have there. Sizes that differ
+        are cut to the common one.
+
+        Args:
+            student: half-way through the student's head.
+            own: what :meth:`run` has returned for the same images.
+            images: (C, h, w) each, before padding.
+        """
+        half_way: HalfWay = own[HALF_WAY]
+        crossed: tuple[list[Tensor], list[Tensor]] = ([], [])
+        layers = (self.head.cls_subnet, self.head.cls_score), (self.head.bbox_subnet, self.head.bbox_pred)
+        for ours, theirs, predictions, (subnet, last) in zip(student, half_way, crossed, layers):
+            rest = subnet[_half(subnet) :]
+            for x, y, stride in zip(ours, theirs, self.strides):
+                height, width = common_size(x, y)
+                x, y = x[..., :height, :width], y[..., :height, :width]
+                mask = unpadded_mask(images, stride, height, width)
+                predictions.append(last(rest(with_moments_of(x, y, mask))))
+        pair = self._pair_predictions(crossed, own[PREDICTIONS][:2], images)
+        return pair._replace(
+            student=self._decoded(pair.student, crossed[0]), teacher=self._decoded(pair.teacher, crossed[0])
+        )
+
+    def _decoded(self, prediction: Prediction, maps: Sequence[Tensor]) -> Prediction:
+        """Returns a prediction with its boxes decoded; the maps have its levels' sizes."""
+        anchors = [level.tensor for level in self.detector.anchor_generator(maps)]
+        rows = torch.cat([level.repeat(len(maps[0]), 1) for level in anchors])
+        return prediction._replace(boxes=self.detector.box2box_transform.apply_deltas(prediction.boxes, rows))
 
     def _labelled(self, maps: Sequence[Tensor], batched_inputs: BatchedInputs) -> list[Tensor | None]:
         """Returns for each level (N, 1, H, W), True where a position has an anchor that is not ignored."""
@@ -249,6 +319,12 @@ def find_head(detector: nn.Module) -> Head:
 
 def _has(module: nn.Module, *names: str) -> bool:
     return all(hasattr(module, name) for name in names)
+
+
+def _half(subnet: nn.Sequential) -> int:
+    """Returns the index of the last but one activation in a subnet, of the only one with one convolution."""
+    last = max(index for index, layer in enumerate(subnet) if isinstance(layer, nn.Conv2d))
+    return last - 1 if last else len(subnet) - 1
 
 
 def _trainable(*modules: nn.Module) -> bool:

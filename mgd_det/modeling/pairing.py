@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from mgd_det.maths.foreground import foreground_mask
+from mgd_det.maths.foreground import confidence_at, foreground_mask
 from mgd_det.methods import TapFeatures
 
 
@@ -19,6 +19,7 @@ def pair_maps(
     *,
     counts: Tensor | None = None,
     boxes: Sequence[Tensor] | None = None,
+    confidence: Mapping[int, Tensor] | None = None,
 ) -> TapFeatures:
     """Returns two maps of one stride, cut to their common size, with the positions that count.
 
@@ -29,6 +30,7 @@ def pair_maps(
         stride: of the maps.
         counts: (N, 1, H, W) bool, True at positions that count if they are not padding; None: all do.
         boxes: (G, 4) ground truth of each image, in pixels; None leaves `foreground` out.
+        confidence: (N, 1, H, W) of the teacher's levels, by stride; None leaves `confidence` out.
     """
     height, width = common_size(student, teacher)
     mask = unpadded_mask(images, stride, height, width)
@@ -36,7 +38,13 @@ def pair_maps(
         counts = counts[..., :height, :width]
         mask = counts if mask is None else mask & counts
     foreground = None if boxes is None else foreground_mask(boxes, stride, height, width)
-    return TapFeatures(student[..., :height, :width], teacher[..., :height, :width], mask, foreground)
+    return TapFeatures(
+        student[..., :height, :width],
+        teacher[..., :height, :width],
+        mask,
+        foreground,
+        None if confidence is None else confidence_at(confidence, stride, height, width),
+    )
 
 
 def common_size(*maps: Tensor) -> tuple[int, int]:

@@ -58,7 +58,7 @@ def test_every_key_that_a_page_names_exists(page):
     cfg = load_config(str(ROOT / "configs/retinanet_r18_mgd.yaml"))
     # Of the methods that docs/extending.md has its reader write.
     cfg.DISTILL.ATTENTION = CfgNode({"TAPS": [], "WEIGHT": 1.0})
-    cfg.DISTILL.CWD = CfgNode({"TAPS": [], "WEIGHT": 1.0, "TEMPERATURE": 1.0})
+    cfg.DISTILL.DIRECTION = CfgNode({"TAPS": [], "WEIGHT": 1.0, "MARGIN": 0.1})
     keys = r"\b(?:DISTILL|MODEL|SOLVER|DATASETS|INPUT|TEST|DATALOADER)(?:\.[A-Z_0-9]+)+\b"
     for key in set(re.findall(keys, page.read_text(encoding="utf-8"))):
         node = cfg

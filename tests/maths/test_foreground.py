@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mgd_det.maths.foreground import foreground_mask
+from mgd_det.maths.foreground import class_confidence, confidence_at, foreground_mask
 
 PROPERTY = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
@@ -111,3 +111,36 @@ class TestForegroundMask:
     def test_refuses_boxes_of_another_shape(self, shape: tuple[int, ...]) -> None:
         with pytest.raises(ValueError, match=r"must be \(G, 4\), got shape"):
             foreground_mask([torch.zeros(shape)], 8, 2, 2)
+
+
+def test_class_confidence_is_the_largest_probability_at_a_position() -> None:
+    """Two anchors of two classes, at two positions."""
+    probabilities = torch.tensor([[0.1, 0.2], [0.9, 0.3], [0.5, 0.4], [0.2, 0.25]])
+    found = class_confidence(probabilities.logit().view(1, 4, 1, 2))
+    assert found.shape == (1, 1, 1, 2)
+    assert found.flatten().tolist() == pytest.approx([0.9, 0.4])
+    assert class_confidence(torch.zeros(1, 1, 1, 1, dtype=torch.bfloat16)).dtype == torch.float32
+
+
+# (1, 1, H, W) of two levels.
+LEVELS = {
+    8: torch.tensor([[[[0.0, 0.1, 0.2, 0.3], [0.4, 0.5, 0.6, 0.7]]]]),
+    16: torch.tensor([[[[0.8, 0.9]]]]),
+}
+
+
+@pytest.mark.parametrize(
+    ("stride", "height", "width", "expected"),
+    [
+        (8, 2, 4, [[0.0, 0.1, 0.2, 0.3], [0.4, 0.5, 0.6, 0.7]]),
+        (8, 1, 2, [[0.0, 0.1]]),  # a map that was cut
+        (16, 1, 2, [[0.8, 0.9]]),
+        # Two positions of stride 4 lie in each of stride 8.
+        (4, 2, 8, [[0.0, 0.0, 0.1, 0.1, 0.2, 0.2, 0.3, 0.3]] * 2),
+        # The centre of a position of stride 64, 32, lies behind the last of stride 16.
+        (64, 1, 1, [[0.9]]),
+    ],
+)
+def test_a_map_takes_the_level_whose_stride_is_nearest(stride, height, width, expected) -> None:
+    found = confidence_at(LEVELS, stride, height, width)
+    assert found.tolist() == [[[pytest.approx(row) for row in expected]]]

@@ -13,8 +13,10 @@ from torch import Tensor
 from mgd_det.maths.soft_targets import (
     foreground_confidence,
     sigmoid_soft_loss,
+    soft_foreground,
     softmax_soft_loss,
     weighted_box_loss,
+    weighted_giou_loss,
     weighted_sigmoid_loss,
 )
 
@@ -357,3 +359,52 @@ def test_foreground_confidence_is_the_largest_probability_squared() -> None:
     found = foreground_confidence(logits)
     assert found.dtype == torch.float32
     assert found.tolist() == pytest.approx([9 / 16, 1 / 16], rel=1e-3)
+
+
+class TestNormalizers:
+    def test_a_soft_number_of_foreground_rows_is_at_least_one(self) -> None:
+        # Rows of .75 and .5 at most count .5625 and .25 each.
+        logits = torch.tensor([[LN3, -9.0], [LN3, 0.0], [-9.0, 0.0]])
+        assert soft_foreground(logits).item() == pytest.approx(2 * 0.5625 + 0.25)
+        assert soft_foreground(logits, torch.tensor([False, True, False])).item() == 1
+
+    def test_a_given_one_takes_its_place(self) -> None:
+        student, teacher = torch.zeros(2, 1), torch.tensor([[LN3], [0.0]])
+        divergence = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+        loss = sigmoid_soft_loss(student, teacher, gamma=1.0, normalizer=5.0)
+        assert loss.item() == pytest.approx(0.25 * divergence / 5, rel=1e-5)
+
+
+class TestWeightedGiouLoss:
+    def test_of_two_rows(self) -> None:
+        # Half of the first box is in the other: IoU 1/3, and their hull is their union. The second two are as
+        # wide as the gap between them: IoU 0, a third of the hull is neither.
+        student = boxes([0, 0, 2, 2], [0, 0, 1, 1])
+        teacher = boxes([1, 0, 3, 2], [2, 0, 3, 1])
+        loss = weighted_giou_loss(student, teacher, torch.tensor([3.0, 6.0]))
+        assert loss.item() == pytest.approx(3 * (1 - 1 / 3) + 6 * (1 + 1 / 3), rel=1e-5)
+
+    def test_equal_boxes_cost_nothing(self) -> None:
+        box = boxes([10, 20, 110, 90])
+        assert weighted_giou_loss(box, box, torch.ones(1)).item() == pytest.approx(0, abs=1e-6)
+
+    def test_a_row_of_weight_0_may_hold_anything(self) -> None:
+        student = boxes([0, 0, 2, 2], [math.nan] * 4).requires_grad_()
+        loss = weighted_giou_loss(student, boxes([1, 0, 3, 2], [math.inf] * 4), torch.tensor([1.0, 0.0]))
+        loss.backward()
+        assert loss.item() == pytest.approx(2 / 3, rel=1e-5)
+        assert student.grad.isfinite().all()
+        assert not student.grad[1].any()
+
+    @pytest.mark.parametrize("dtype", HALF)
+    def test_half_precision_boxes_give_a_float32_loss(self, dtype: torch.dtype) -> None:
+        # 1000 squared is beyond float16.
+        loss = weighted_giou_loss(*(boxes([0, 0, 1000, 1000]).to(dtype),) * 2, torch.ones(1))
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(0, abs=1e-6)
+
+    def test_other_shapes_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="must have one shape"):
+            weighted_giou_loss(boxes([0, 0, 1, 1]), boxes([0, 0, 1, 1], [0, 0, 1, 1]), torch.ones(1))
+        with pytest.raises(ValueError, match="one for each row"):
+            weighted_giou_loss(boxes([0, 0, 1, 1]), boxes([0, 0, 1, 1]), torch.ones(2))

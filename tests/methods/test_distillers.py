@@ -17,20 +17,29 @@ from mgd_det.modeling.step_plan import StepPlan
 
 IMITATION = [f"loss_imitation_{tap}" for tap in ("p3", "p4", "p5")]
 MLP = [f"loss_channel_mlp_{tap}" for tap in ("p3", "p4", "p5")]
+PKD = [f"loss_pkd_{tap}" for tap in ("p3", "p4", "p5")]
+CWD = [f"loss_cwd_{tap}" for tap in ("p3", "p4", "p5")]
+GENERATION = [f"loss_masked_generation_{tap}" for tap in ("p3", "p4", "p5")]
 LSH = ["loss_lsh_head_l2", "loss_lsh_head_hash"]
 LOGITS = ["loss_logits_cls", "loss_logits_box"]
 CENTERNESS = [*LOGITS, "loss_logits_ctr"]
+CROSS = ["loss_crosskd_cls", "loss_crosskd_box"]
 MGD = [f"loss_mgd_{tap}" for tap in ("res3", "res4", "res5")]
 
 CASES = [
     ("retinanet", ["imitation"], IMITATION),
     ("retinanet", ["channel_mlp"], MLP),
+    ("retinanet", ["pkd"], PKD),
+    ("retinanet", ["cwd"], CWD),
+    ("retinanet", ["masked_generation"], GENERATION),
     ("retinanet", ["lsh"], LSH),
     ("retinanet", ["logits"], LOGITS),
+    ("retinanet", ["crosskd"], CROSS),
+    ("fcos", ["crosskd"], CROSS),
     (
         "retinanet",
-        ["mgd", "imitation", "channel_mlp", "lsh", "logits"],
-        [*MGD, *IMITATION, *MLP, *LSH, *LOGITS],
+        ["mgd", "imitation", "channel_mlp", "pkd", "cwd", "masked_generation", "lsh", "logits"],
+        [*MGD, *IMITATION, *MLP, *PKD, *CWD, *GENERATION, *LSH, *LOGITS],
     ),
     ("fcos", ["lsh", "logits"], [*LSH, *CENTERNESS]),
     ("faster", ["imitation", "lsh", "logits"], [*IMITATION, *LSH, *LOGITS]),
@@ -44,6 +53,7 @@ WIDER = {
     "mask": ["MODEL.ROI_BOX_HEAD.FC_DIM", 40],
     "fcos": [],
 }
+NARROW = ["MODEL.FPN.OUT_CHANNELS", 16]  # as the students
 FEWER_HASHES = ["DISTILL.LSH.NUM_HASHES", 64, "DISTILL.LSH.LOSS_WEIGHTS", [1.0]]
 
 
@@ -85,9 +95,10 @@ def step(detector, batch):
 
 
 @pytest.mark.parametrize(("kind", "methods", "names"), CASES)
-def test_a_method_in_a_whole_distiller(kind, methods, names, make, labelled):
+def test_a_method_in_a_whole_distiller(kind, methods, names, make, labelled, teachers):
     batch = with_masks(labelled) if kind == "mask" else labelled
-    cfg = make(kind, methods)
+    # CrossKD needs heads of one width.
+    cfg = make(kind, methods, teacher=teachers(kind, *NARROW) if "crosskd" in methods else None)
     torch.manual_seed(5)
     stock = build_model(distil_nothing(cfg)).student
     torch.manual_seed(5)
@@ -188,7 +199,8 @@ def test_a_student_that_equals_its_teacher_has_no_loss_and_no_gradient(kind, mak
 
 
 def test_training_brings_every_loss_down(make, labelled):
-    detector = built(make("retinanet", ["imitation", "channel_mlp", "lsh", "logits"]))
+    methods = ["imitation", "channel_mlp", "pkd", "cwd", "masked_generation", "lsh", "logits"]
+    detector = built(make("retinanet", methods, "DISTILL.MASKED_GENERATION.PROBABILITY", 0.0))
     optimizer = torch.optim.Adam(detector.parameters(), lr=3e-3)
     history = []
     for _ in range(6):
@@ -223,6 +235,42 @@ def test_projections_at_the_head_follow_the_teachers_trained_classifier(kind, ma
     length = layer.weight.shape[1] * (9 if kind == "retinanet" else 1)
     assert weight.shape == (64, length)
     assert weight.std().item() == pytest.approx(layer.weight.std().item(), rel=0.1)
+
+
+BY_TEACHER = ["DISTILL.IMITATION.FOREGROUND", "teacher", "DISTILL.IMITATION.FOREGROUND_WEIGHT", 10.0]
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "taps"),
+    [
+        ("retinanet", "retinanet", ["p3", "p5", "res4"]),
+        ("fcos", "fcos", ["p3", "p5"]),
+        ("faster", "retinanet", ["p4"]),
+    ],
+)
+def test_imitation_weighted_by_the_teacher_needs_no_labels(student, teacher, taps, make, images, teachers):
+    cfg = make(student, ["imitation"], *BY_TEACHER, "DISTILL.IMITATION.TAPS", taps, teacher=teachers(teacher))
+    detector = built(cfg)
+    detector.prepare()
+    detector.teacher.model.head.cls_score.weight.mul_(0.01)  # so that it is not sure everywhere
+    detector.eval()
+    with detector.capture_student() as captured:
+        detector.student(images)
+    features = detector.pair(captured, images)
+    for found in features.values():
+        assert found.foreground is None
+        assert found.confidence.shape == (2, 1, *found.student.shape[2:])
+        assert 0 < found.confidence.min() < found.confidence.max() < 1
+    losses = detector.methods["imitation"](features)
+    assert list(losses) == [f"loss_imitation_{tap}" for tap in taps]
+    plain = built(make(student, ["imitation"], "DISTILL.IMITATION.TAPS", taps, teacher=teachers(teacher)))
+    others = plain.methods["imitation"](features)
+    assert all(losses[name] > 0 and losses[name] != others[name] for name in losses)
+
+
+def test_the_teacher_that_weights_must_score_every_position(make, teachers):
+    with pytest.raises(ConfigError, match=r"IMITATION\.FOREGROUND = 'teacher': .*no class scores for every"):
+        built(make("retinanet", ["imitation"], *BY_TEACHER, teacher=teachers("faster")))
 
 
 @pytest.mark.parametrize("kind", ["retinanet", "faster"])
@@ -311,7 +359,7 @@ def test_predictions_that_mean_different_things_are_refused(kind, opts, message,
 
 @pytest.mark.parametrize("kind", ["retinanet", "mask"])  # FCOS of 0.6 has a loss that fails there
 def test_under_autocast_distilled_losses_are_float32_and_finite(kind, make, labelled):
-    detector = built(make(kind, ["imitation", "lsh", "logits"]))
+    detector = built(make(kind, ["imitation", "pkd", "cwd", "masked_generation", "lsh", "logits"]))
     batch = with_masks(labelled) if kind == "mask" else labelled
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = step(detector, batch)
@@ -321,12 +369,38 @@ def test_under_autocast_distilled_losses_are_float32_and_finite(kind, make, labe
     assert all(p.grad.isfinite().all() for p in detector.parameters() if p.grad is not None)
 
 
+@pytest.mark.parametrize(("student", "teacher"), [("retinanet", "retinanet"), ("retinanet", "fcos")])
+def test_crosskd_trains_a_head_up_to_where_the_teachers_goes_on(student, teacher, make, teachers, labelled):
+    """Through an FCOS's head, too; autocast changes little."""
+    width = ["MODEL.FPN.OUT_CHANNELS", 32] if teacher == "fcos" else NARROW
+    cfg = make(student, ["crosskd"], teacher=teachers(teacher, *width), student=width)
+    detector = built(cfg)
+    losses = step(detector, labelled)
+    divisor = detector.student.loss_normalizer
+    sum(losses[name] for name in CROSS).backward()
+    head = detector.student.head
+    assert all(subnet[0].weight.grad.any() for subnet in (head.cls_subnet, head.bbox_subnet))
+    assert head.cls_score.weight.grad is None
+    assert all(parameter.grad is None for parameter in detector.teacher.model.parameters())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = step(detector, labelled)
+    assert all(half[name].dtype == torch.float32 for name in CROSS)
+    # Less what the student divides its losses by, which is another one in the second step.
+    exact = [losses[name].item() * divisor for name in CROSS]
+    found = [half[name].item() * detector.student.loss_normalizer for name in CROSS]
+    assert found == pytest.approx(exact, rel=0.05)
+
+
 def test_images_without_objects_and_larger_padding_of_the_teacher(make, labelled):
     """The first image loses its box; the teacher pads to 128 px, the student to 96."""
     labelled[0]["instances"] = labelled[0]["instances"][:0]
     for kind in ("retinanet", "faster"):
         detector = built(
-            make(kind, ["imitation", "lsh", "logits"], "DISTILL.IMITATION.FOREGROUND_WEIGHT", 2.0)
+            make(
+                kind,
+                ["imitation", "pkd", "cwd", "masked_generation", "lsh", "logits"],
+                *("DISTILL.IMITATION.FOREGROUND_WEIGHT", 2.0),
+            )
         )
         detector.prepare()
         plain = {name: loss.item() for name, loss in step(detector, labelled).items()}

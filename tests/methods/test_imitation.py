@@ -15,12 +15,15 @@ from mgd_det.methods.imitation import AdaptedImitation, ChannelMLP, Imitation
 NAN = float("nan")
 
 
-def plain(weight: float = 1.0, adapter: nn.Module | None = None, foreground: float = 1.0) -> AdaptedImitation:
+def plain(
+    weight: float = 1.0, adapter: nn.Module | None = None, foreground: float = 1.0, by: str = "boxes"
+) -> AdaptedImitation:
     return AdaptedImitation(
         name="imitation",
         adapters={"p3": nn.Identity() if adapter is None else adapter},
         weights={"p3": weight},
         foreground_weight=foreground,
+        foreground=by,
     )
 
 
@@ -77,6 +80,19 @@ def test_foreground_counts_more():
     nothing.backward()
     assert nothing.item() == 0
     assert student.grad.tolist() == [[[[0.0, 0.0, 0.0]]]]
+
+
+def test_a_position_counts_as_far_as_the_teacher_takes_it_for_an_object():
+    """Mean squares 1, 4 and 9, the last one padding: (1 + 4 * 0.5) * 1 + (1 + 4 * 0) * 4, by 3 + 1."""
+    features = row([1.0, 2.0, 3.0]), row([0.0, 0.0, 0.0]), torch.tensor([[[[True, True, False]]]])
+    boxes, confidence = torch.tensor([[[[False, True, True]]]]), torch.tensor([[[[0.5, 0.0, 1.0]]]])
+    method = plain(foreground=5.0, by="teacher")
+    assert (method.wants_confidence, method.wants_foreground) == (True, False)
+    # Boxes that another method asked for change nothing.
+    assert loss(method, *features, boxes, confidence).item() == pytest.approx((3 * 1 + 1 * 4) / (3 + 1))
+    method = plain(foreground=5.0)
+    assert (method.wants_confidence, method.wants_foreground) == (False, True)
+    assert loss(method, *features, boxes, confidence).item() == pytest.approx((1 * 1 + 5 * 4) / (1 + 5))
 
 
 def test_foreground_that_another_method_asked_for_changes_nothing():
@@ -186,6 +202,8 @@ def test_hidden_width_of_the_mlp(hidden, width):
         (Imitation, {"LOSS_WEIGHTS": [1.0] * 3}, r"IMITATION\.LOSS_WEIGHTS.*3 weights for 2 taps"),
         (Imitation, {"FOREGROUND_WEIGHT": -1.0}, r"IMITATION\.FOREGROUND_WEIGHT = -1"),
         (Imitation, {"FOREGROUND_WEIGHT": NAN}, r"IMITATION\.FOREGROUND_WEIGHT = nan"),
+        (Imitation, {"FOREGROUND": "labels"}, r"IMITATION\.FOREGROUND = 'labels'.*'boxes', 'teacher'"),
+        (Imitation, {"FOREGROUND": "teacher"}, r"IMITATION\.FOREGROUND_WEIGHT = 1\.0.*all positions alike"),
         (Imitation, {"TAPS": []}, r"IMITATION\.TAPS.*no tap"),
         (Imitation, {"TAPS": ["p3", "p3"]}, r"IMITATION\.TAPS.*twice"),
         (Imitation, {"TAPS": ["p3", "head"]}, r"IMITATION\.TAPS.*does not work on 'head'"),

@@ -399,6 +399,78 @@ def test_no_more_of_a_two_stage_teacher_is_run_than_the_taps_need(
     }
 
 
+@pytest.mark.parametrize("kind", ["retinanet", "fcos"])
+def test_a_dense_teachers_confidence_is_its_largest_class_probability(request, kind, labelled):
+    """Whatever else is asked for, and of its box subnet nothing is run for it."""
+    teacher = request.getfixturevalue(kind).eval().requires_grad_(False)
+    head, features = find_head(teacher), on(teacher, labelled)
+    scores = teacher.head([features[name] for name in teacher.head_in_features])[0]
+    calls = Calls(boxes=teacher.head.bbox_subnet, classes=teacher.head.cls_subnet)
+    for taps in (["confidence"], ["head", "confidence"], [*BOTH, "confidence"]):
+        found = head.run(features, taps, {})["confidence"]
+        assert list(found) == [8, 16, 32, 64, 128]
+        for level, expected in zip(found.values(), scores):
+            assert torch.allclose(level, expected.sigmoid().amax(1, keepdim=True))
+    assert calls.counts == {"boxes": 5, "classes": 15}
+
+
+# What a teacher's head predicts from a student's features.
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "fcos"])
+def test_a_student_that_equals_its_teacher_predicts_through_it_what_it_predicts(request, kind, labelled):
+    """Features that are given the moments that they have are themselves; boxes are those of inference."""
+    teacher = request.getfixturevalue(kind).eval().requires_grad_(False)
+    head, pixels = find_head(teacher), [x["image"] for x in labelled]
+    own = head.run(on(teacher, labelled), ["cross_predictions"], {})
+    found = head.cross(own["half_way"], own, pixels)
+    assert found.mask is not None  # the images differ in size
+    assert torch.allclose(found.student.scores, found.teacher.scores, atol=1e-3)
+    assert torch.allclose(found.student.boxes, found.teacher.boxes, rtol=1e-3, atol=1e-2)
+    # Rows are those of the plain predictions.
+    plain = head.pair("predictions", own, own, labelled)
+    assert torch.equal(found.teacher.scores, plain.teacher.scores)
+    assert torch.equal(found.mask, plain.mask)
+    # The first level of the first image, decoded as the detector does it.
+    anchors = teacher.anchor_generator(own["predictions"][1])[0].tensor
+    boxes = teacher.box2box_transform.apply_deltas(plain.teacher.boxes[: len(anchors)], anchors)
+    assert torch.equal(found.teacher.boxes[: len(anchors)], boxes)
+
+
+def test_features_go_on_where_they_were_taken(demo_data, tmp_path, labelled):
+    """Of three convolutions: the third input is half-way, before the activation; by hand at one level."""
+    cfg = small(demo_data, tmp_path, "retinanet", "MODEL.RETINANET.NUM_CONVS", 3, "MODEL.RETINANET.NORM", "")
+    student, teacher = network(cfg), network(cfg, seed=8).eval().requires_grad_(False)
+    labelled = labelled[:1]  # without padding
+    with find_head(student).capture(["cross_predictions"]) as found:
+        step(student, labelled)
+    ours, theirs = ([on(x, labelled)[name] for name in x.head_in_features] for x in (student, teacher))
+    x, y = student.head.cls_subnet[:3](ours[0]), teacher.head.cls_subnet[:3](theirs[0])
+    assert torch.allclose(found["half_way"].classes[0], x, atol=1e-5)
+    moments = [
+        (m.mean((0, 2, 3), keepdim=True), m.std((0, 2, 3), keepdim=True, correction=0)) for m in (x, y)
+    ]
+    (mean, deviation), (mean_of_teacher, deviation_of_teacher) = moments
+    given = ((x - mean) / deviation * deviation_of_teacher + mean_of_teacher).relu()
+    last = teacher.head.cls_subnet[4]
+    expected = teacher.head.cls_score(last(given).relu())
+    own = find_head(teacher).run(on(teacher, labelled), ["cross_predictions"], {})
+    pair = find_head(student).pair("cross_predictions", found, own, labelled)
+    assert pair.normalizer == student.loss_normalizer
+    rows = expected.permute(0, 2, 3, 1).reshape(-1, CLASSES)
+    assert torch.allclose(pair.student.scores[: len(rows)], rows, rtol=1e-3, atol=1e-3)
+    # The gradient reaches the student's head up to there, and the teacher not at all.
+    (pair.student.scores.sum() + pair.student.boxes.sum()).backward()
+    reached = [
+        subnet[i].weight.grad
+        for subnet in (student.head.cls_subnet, student.head.bbox_subnet)
+        for i in (0, 2)
+    ]
+    assert all(gradient is not None and gradient.any() for gradient in reached)
+    assert student.head.cls_subnet[4].weight.grad is None
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
 def test_kinds_of_heads(retinanet, fcos, rcnn):
     assert isinstance(find_head(retinanet), DenseHead)
     assert isinstance(find_head(fcos), DenseHead)

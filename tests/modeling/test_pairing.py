@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from mgd_det.modeling.pairing import common_size, pair_maps, unpadded_mask
@@ -51,6 +52,14 @@ def test_ground_truth_is_marked():
     maps = numbered(1, 2, 2).repeat(2, 1, 1, 1)
     found = pair_maps(maps, maps, images, 8, boxes=boxes)
     assert found.foreground.tolist() == [[[[F, F], [F, F]]], [[[T, T], [F, F]]]]
+
+
+def test_confidence_is_that_of_the_level_of_this_stride_and_cut_with_the_maps():
+    levels = {8: torch.tensor([[[[0.1, 0.2, 0.3]]]]), 16: torch.tensor([[[[0.9, 0.9]]]])}
+    maps = numbered(1, 1, 2), numbered(1, 1, 3)
+    found = pair_maps(*maps, [torch.zeros(3, 8, 16)], 8, confidence=levels).confidence
+    assert found.flatten().tolist() == pytest.approx([0.1, 0.2])
+    assert pair_maps(*maps, [torch.zeros(3, 8, 16)], 8).confidence is None
 
 
 def test_a_batch_without_padding_has_no_mask_at_any_stride():

@@ -14,6 +14,7 @@ from detectron2.utils.events import EventStorage
 from torch._inductor import config as inductor_config
 
 from mgd_det.errors import ConfigError
+from mgd_det.methods import method_defaults
 from mgd_det.modeling.taps import capture
 from mgd_det.modeling.teacher import Teacher, TeacherSpec
 
@@ -122,7 +123,7 @@ def test_its_own_precision_whatever_the_trainings_is(teacher_run, images):
     assert torch.allclose(last, exact, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["mgd", "imitation", "channel_mlp", "lsh", "logits"])
+@pytest.mark.parametrize("method", method_defaults())
 def test_every_method_takes_a_teacher_in_bfloat16_and_channels_last(method, mgd_cfg, labelled):
     losses = []
     for dtype, channels_last in (("", False), ("bfloat16", True)):

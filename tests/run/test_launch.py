@@ -12,8 +12,6 @@ import pytest
 import torch
 from helpers.commands import ROOT, run_tool
 
-from mgd_det.methods.imitation import Imitation
-
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
 
 # Detectron2's launcher insists on CUDA; beside that it does this.
@@ -105,8 +103,9 @@ def test_a_signal_to_the_launcher_reaches_the_spawned_processes(tmp_path):
 
 
 def test_two_ranks_stop_their_losses_and_resume_bit_for_bit(mgd_cfg, tmp_path):
-    """Norms and adapters of three methods, under DDP without find_unused_parameters."""
-    mgd_cfg.DISTILL.METHODS, mgd_cfg.DISTILL.IMITATION.ADAPTER = ["mgd", "imitation", "logits"], "always"
+    """Norms, adapters and random positions of several methods, under DDP without find_unused_parameters."""
+    mgd_cfg.DISTILL.METHODS = ["mgd", "imitation", "pkd", "cwd", "masked_generation", "logits", "crosskd"]
+    mgd_cfg.DISTILL.IMITATION.ADAPTER = "always"
     mgd_cfg.DISTILL.SCHEDULE.STOP_ITER, mgd_cfg.SOLVER.MAX_ITER = 2, 4
     mgd_cfg.DISTILL.EXACT_RESUME, mgd_cfg.DATASETS.TEST = True, ()
     mgd_cfg.SOLVER.IMS_PER_BATCH, mgd_cfg.SOLVER.CHECKPOINT_PERIOD = 4, 1
@@ -122,7 +121,16 @@ def test_two_ranks_stop_their_losses_and_resume_bit_for_bit(mgd_cfg, tmp_path):
     whole, parts = (torch.load(folder / "model_final.pth") for folder in (tmp_path / "run", resumed))
     assert all(torch.equal(parts["model"][name], value) for name, value in whole["model"].items())
     losses = whole["trainer"]["hooks"]["ExactResumeHook"]["scalars"]
-    for name in ("loss_mgd_res3", "loss_imitation_p3", "loss_logits_cls"):
+    methods = (
+        "mgd_res3",
+        "imitation_p3",
+        "pkd_p3",
+        "cwd_p3",
+        "masked_generation_p3",
+        "logits_cls",
+        "crosskd_box",
+    )
+    for name in (f"loss_{name}" for name in methods):
         values = [value for value, _ in losses[name]["data"]]
         assert values == [
             value for value, _ in parts["trainer"]["hooks"]["ExactResumeHook"]["scalars"][name]["data"]
@@ -148,20 +156,3 @@ def test_the_checkpoint_must_be_the_same_for_all_processes(mgd_cfg, tmp_path):
     assert result.returncode != 0
     assert "its last checkpoint is of iteration [-1, 0], depending on the machine" in result.stderr
     assert "Name a folder that all machines share." in result.stderr
-
-
-def test_equal_widths_have_no_adapter_and_still_know_their_taps():
-    from yacs.config import CfgNode
-
-    from mgd_det.errors import ConfigError
-    from mgd_det.methods import TapInfo
-
-    def method(taps):
-        node = CfgNode({"TAPS": taps, "LOSS_WEIGHTS": [1.0], "ADAPTER": "auto", "FOREGROUND_WEIGHT": 1.0})
-        inspect = lambda names: {name: TapInfo(8, 8, True) for name in names}  # noqa: E731
-        return Imitation.from_config(node, inspect, inspect)
-
-    state = method(["p3", "p4"]).state_dict()
-    method(["p3", "p4"]).load_state_dict(state)
-    with pytest.raises(ConfigError, match=r"\['p3'\].*the checkpoint is of the taps \['p3', 'p4'\]"):
-        method(["p3"]).load_state_dict(state)

@@ -17,6 +17,7 @@ from benchmarking.timing import Timing, in_turn
 from helpers.commands import ROOT
 
 from mgd_det.data.datasets import check_datasets
+from mgd_det.methods import method_defaults
 
 CPU = torch.device("cpu")
 
@@ -155,7 +156,7 @@ def test_ways_to_run_the_teacher_are_beside_the_plain_one(mgd_cfg, monkeypatch):
     assert f"| DTYPE bfloat16 | {rows[2]['seconds']['median']:.3f} s |" in printed
 
 
-@pytest.mark.parametrize("method", ["mgd", "imitation", "channel_mlp", "lsh", "logits"])
+@pytest.mark.parametrize("method", method_defaults())
 def test_losses_of_every_method_are_run_without_the_networks(method, mgd_cfg, tmp_path):
     bench = Bench(mgd_cfg, method, tmp_path, images=2, size=(64, 96), dtype=None)
     found = method_losses(bench, runs=1)

@@ -79,7 +79,7 @@ def tap_maps(pair: TapFeatures, matching: TapMatching, reducer: str) -> tuple[Te
     Returns:
         Teacher (Ct, H, W), target (Cs, H, W) and student (Cs, H, W), padding cut off.
     """
-    student, teacher, mask, _ = pair
+    student, teacher, mask, *_ = pair
     pool = REDUCERS[reducer]
     # Random drop draws anew in every step; here one draw stands for all, the same whenever it is drawn.
     random = {"generator": torch.Generator().manual_seed(0)} if pool.random else {}
