@@ -259,7 +259,8 @@ class ReportingCheckpointer(DetectionCheckpointer):
                 f"nothing in it fits the {self.role}: {self.report}",
                 "Give weights of this architecture.",
             )
-        self._check_backbone(missing)
+        if self.key == "MODEL.WEIGHTS":  # a teacher's are checked as a whole, and a resumed run's are its own
+            self._check_backbone(missing)
         logger.log(logging.WARNING if missing else logging.INFO, "%s: %s", self.role, self.report)
         return incompatible
 

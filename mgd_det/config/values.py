@@ -17,6 +17,8 @@ from mgd_det.errors import ConfigError
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}  # precisions of autocast
 TEACHER_DTYPES = {"": None, "float32": torch.float32, **DTYPES}  # "" leaves it to the training
+SCHEDULERS = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")  # Detectron2's
+CLIP_TYPES = ("value", "norm")
 OPTIMIZERS = ("SGD", "AdamW")
 ASSIGNMENTS = ("solved", "random", "identity")
 
@@ -124,6 +126,8 @@ RUN_VALUES: dict[str, Rule] = {
     "SOLVER.CHECKPOINT_PERIOD": Range(1),
     "TEST.EVAL_PERIOD": Range(0, hint="0 evaluates at the end alone."),
     "SOLVER.OPTIMIZER": OneOf(OPTIMIZERS, any_case=True),
+    "SOLVER.LR_SCHEDULER_NAME": OneOf(SCHEDULERS),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": OneOf(CLIP_TYPES),
     "SOLVER.AMP.DTYPE": OneOf(tuple(DTYPES)),
 }
 
