@@ -135,5 +135,5 @@ def test_the_document_holds_what_failed_and_no_paths():
     text = matrix.document(["tools/matrix.py"], rows, 5)
     assert "1 of 2 pairs work" in text
     assert "| retinanet-r50 | retinanet-r18 | mgd logits | 12 | ok |" in text
-    assert "| fcos-r50 | fcos-r18 | lsh logits | 4 | FAILED: train: exit code 2, a/b |" in text
+    assert "| fcos-r50 | fcos-r18 | lsh logits crosskd | 4 | FAILED: train: exit code 2, a/b |" in text
     assert str(matrix.ROOT) not in text
