@@ -13,8 +13,8 @@ ENV := check-python
 # Nothing is installed into an environment of yours, so Python is told where the package lies.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 else
-# Files of tests side by side, each with one thread; their fixtures are made once for each process.
-PYTEST_FLAGS := --numprocesses auto --maxprocesses 4 --dist loadfile
+# Tests side by side, each with one thread; who has none left takes half of those that wait for another.
+PYTEST_FLAGS := --numprocesses logical --maxprocesses 4 --dist worksteal
 PY := $(VENV)/bin/python
 ENV := $(STAMP)
 endif

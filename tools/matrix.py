@@ -61,7 +61,7 @@ for folder in sys.argv[1:]:
     assert "TORCHVISION:" in text or not [name for name in sys.modules if name.startswith("mgd_det")]
 """
 
-Run = Callable[[Sequence[Word]], "tuple[int, str]"]  # of a script's path and arguments: exit code and output
+Run = Callable[[Sequence[Word]], "tuple[int, str]"]  # of Python's arguments: exit code and output
 
 
 @dataclass(frozen=True)
@@ -167,13 +167,13 @@ def in_a_process(command: Sequence[Word]) -> tuple[int, str]:
     return call(*command, environment=ONE_THREAD, capture=True)
 
 
-def load_in_stock(*folders: Path) -> None:
+def load_in_stock(run: Run, *folders: Path) -> None:
     """Load finished runs in stock Detectron2.
 
     Raises:
         Failed: it cannot.
     """
-    must_run("stock Detectron2", in_a_process, ["-c", STOCK, *folders])
+    must_run("stock Detectron2", run, ["-c", STOCK, *folders])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -196,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             shutil.rmtree(folder, ignore_errors=True)
             try:
                 check_pair(pair, folder, data, in_a_process, args.steps)
-                load_in_stock(folder / "run")
+                load_in_stock(in_a_process, folder / "run")
                 shutil.rmtree(folder)  # some hundred megabytes
             except Failed as error:
                 failure = str(error).replace(f"{work}/", "").replace(f"{ROOT}/", "")

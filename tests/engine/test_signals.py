@@ -4,52 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
-from helpers.commands import ROOT, run_tool
+from helpers.commands import ROOT, run_tool, started, torchrun
 
 TRAIN_NET = ROOT / "tools/train_net.py"
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 PATIENCE = 300  # seconds
 
 
-def default_signals() -> None:
-    """Undo what a background shell or nohup sets, which a child would inherit."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-
-
-@contextmanager
-def started(log: Path, *command, prepare=default_signals):
-    """A Python command under way, its output in a file; what is left of it at the end is killed."""
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            [sys.executable, *map(str, command)],
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
-            preexec_fn=prepare,
-            start_new_session=True,
-        )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def wait_for(text: str, log: Path, process: subprocess.Popen) -> None:
+def wait_for(text: str, log: Path, process) -> None:
     deadline = time.monotonic() + PATIENCE
     while text not in log.read_text():
-        assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+        assert process.exitcode is None and time.monotonic() < deadline, log.read_text()[-3000:]
         time.sleep(0.05)
 
 
@@ -62,6 +32,12 @@ def endless(mgd_cfg, tmp_path):
     return [TRAIN_NET, "--config-file", tmp_path / "run.yaml", "--num-gpus", "0"]
 
 
+def end_of(process) -> int | None:
+    """Wait for a process; returns its exit code, None if it does not end."""
+    process.join(PATIENCE)
+    return process.exitcode
+
+
 def last_checkpoint(run: Path) -> dict:
     return torch.load(run / (run / "last_checkpoint").read_text(), weights_only=True)
 
@@ -72,8 +48,8 @@ def test_a_signal_ends_a_training_with_a_checkpoint(name, endless, tmp_path):
     number, run, log = getattr(signal, name), tmp_path / "run", tmp_path / "log"
     with started(log, *endless) as process:
         wait_for("eta:", log, process)
-        process.send_signal(number)
-        assert process.wait(PATIENCE) == 128 + number
+        os.kill(process.pid, number)
+        assert end_of(process) == 128 + number
     saved = last_checkpoint(run)
     done = saved["iteration"] + 1
     assert (run / "last_checkpoint").read_text() == f"model_{saved['iteration']:07d}.pth"
@@ -91,12 +67,11 @@ def test_a_signal_ends_a_training_with_a_checkpoint(name, endless, tmp_path):
 def test_an_ignored_signal_stays_ignored(endless, tmp_path):
     """SIGHUP under nohup."""
     log = tmp_path / "log"
-    ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731
-    with started(log, *endless, prepare=ignore) as process:
+    with started(log, *endless, ignored=[signal.SIGHUP]) as process:
         wait_for("iter: 19 ", log, process)
-        process.send_signal(signal.SIGHUP)
+        os.kill(process.pid, signal.SIGHUP)
         wait_for("iter: 59 ", log, process)
-        assert process.poll() is None
+        assert process.exitcode is None
 
 
 LONG_STEP = """
@@ -125,31 +100,31 @@ def test_a_second_signal_ends_it_at_once(endless, tmp_path):
     with started(log, "-c", LONG_STEP, endless[2]) as process:
         wait_for("in a step", log, process)
         for _ in range(3):
-            process.send_signal(signal.SIGINT)
+            os.kill(process.pid, signal.SIGINT)
             time.sleep(0.2)
         time.sleep(2.5)
-        assert process.poll() is None
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(PATIENCE) == -signal.SIGTERM
+        assert process.exitcode is None
+        os.kill(process.pid, signal.SIGTERM)
+        assert end_of(process) == -signal.SIGTERM
 
 
 def test_two_ranks_end_after_the_same_step(endless, tmp_path):
     """Of which one alone receives the signal."""
     run, log = tmp_path / "run", tmp_path / "log"
-    with started(log, *TORCHRUN, *endless, "SOLVER.IMS_PER_BATCH", 4) as process:
+    with started(log, *torchrun(*endless, "SOLVER.IMS_PER_BATCH", 4)) as process:
         wait_for("eta:", log, process)
         os.kill(rank_of(process, 1), signal.SIGTERM)
-        assert process.wait(PATIENCE) != 0
+        assert end_of(process) != 0
     saved = last_checkpoint(run)["iteration"]
     for name in ("log.txt", "log.txt.rank1"):
         assert f"SIGTERM: training ends after iteration {saved}" in (run / name).read_text()
-    command = [*TORCHRUN, *endless, "--resume", "SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", saved + 2]
+    command = torchrun(*endless, "--resume", "SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", saved + 2)
     assert f"Starting training from iteration {saved + 1}" in run_tool(*command).stdout
     normalizers = last_checkpoint(run)["trainer"]["hooks"]["ExactResumeHook"]["normalizers"]
     assert len(normalizers) == 2
 
 
-def rank_of(agent: subprocess.Popen, rank: int) -> int:
+def rank_of(agent, rank: int) -> int:
     """Returns the process id of a rank that torchrun has started."""
     children = psutil.Process(agent.pid).children()
-    return next(child.pid for child in children if child.environ().get("RANK") == str(rank))
+    return sorted(children, key=lambda child: child.create_time())[rank].pid

@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
+import time
 
 import pytest
 import torch
-from helpers.commands import ROOT, run_tool
+from helpers.commands import ROOT, run_tool, started, torchrun
 
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
-
-# Detectron2's launcher insists on CUDA; beside that it does this.
+# Detectron2's launcher insists on CUDA; beside that it does this, with fresh processes where these are forked
+# from the server that this one is of. Both give a process its work as a pickle.
 SPAWNED = """
 import importlib
 import sys
@@ -25,7 +23,7 @@ from mgd_det.run import launch
 main = importlib.import_module("mgd_det.run.main")
 
 def spawn(job, num_gpus, args, **_):
-    mp.spawn(worker, nprocs=num_gpus, args=(job, args))
+    mp.start_processes(worker, nprocs=num_gpus, args=(job, args), start_method="forkserver")
 
 def worker(rank, job, args):
     main.run = fail
@@ -89,17 +87,17 @@ if __name__ == "__main__":
 def test_a_signal_to_the_launcher_reaches_the_spawned_processes(tmp_path):
     """Which write a checkpoint before they end."""
     (tmp_path / "waiting.py").write_text(WAITING)
-    process = subprocess.Popen(
-        [sys.executable, str(tmp_path / "waiting.py")],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert {process.stdout.readline(), process.stdout.readline()} == {"0 waits\n", "1 waits\n"}
-    process.send_signal(signal.SIGTERM)
-    output = process.communicate(timeout=60)[0]
-    assert sorted(output.splitlines()) == ["0 writes a checkpoint", "1 writes a checkpoint"]
-    assert process.returncode == 128 + signal.SIGTERM
+    log = tmp_path / "log"
+    with started(log, tmp_path / "waiting.py", stderr=tmp_path / "errors") as process:
+        while len(log.read_text().splitlines()) < 2:
+            assert process.exitcode is None, (tmp_path / "errors").read_text()
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGTERM)
+        process.join(300)
+        assert process.exitcode == 128 + signal.SIGTERM
+    lines = log.read_text().splitlines()
+    assert sorted(lines[:2]) == ["0 waits", "1 waits"]
+    assert sorted(lines[2:]) == ["0 writes a checkpoint", "1 writes a checkpoint"]
 
 
 def test_two_ranks_stop_their_losses_and_resume_bit_for_bit(mgd_cfg, tmp_path):
@@ -110,7 +108,7 @@ def test_two_ranks_stop_their_losses_and_resume_bit_for_bit(mgd_cfg, tmp_path):
     mgd_cfg.DISTILL.EXACT_RESUME, mgd_cfg.DATASETS.TEST = True, ()
     mgd_cfg.SOLVER.IMS_PER_BATCH, mgd_cfg.SOLVER.CHECKPOINT_PERIOD = 4, 1
     (tmp_path / "run.yaml").write_text(mgd_cfg.dump())
-    train = [*TORCHRUN, ROOT / "tools/train_net.py", "--config-file", tmp_path / "run.yaml", "--num-gpus", 0]
+    train = torchrun(ROOT / "tools/train_net.py", "--config-file", tmp_path / "run.yaml", "--num-gpus", 0)
     run_tool(*train)
     resumed = tmp_path / "resumed"
     resumed.mkdir()
@@ -152,7 +150,7 @@ def test_the_checkpoint_must_be_the_same_for_all_processes(mgd_cfg, tmp_path):
     arguments = ["--config-file", tmp_path / "run.yaml", "--num-gpus", 0]
     run_tool(ROOT / "tools/train_net.py", *arguments, "OUTPUT_DIR", tmp_path / "0")
     arguments += ["--resume", "SOLVER.MAX_ITER", 2, tmp_path]
-    result = run_tool(*TORCHRUN, script, *arguments, check=False)
+    result = run_tool(*torchrun(script, *arguments), check=False)
     assert result.returncode != 0
     assert "its last checkpoint is of iteration [-1, 0], depending on the machine" in result.stderr
     assert "Name a folder that all machines share." in result.stderr

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from filelock import FileLock
-from helpers.commands import ROOT, run_tool
+from helpers.commands import ROOT, run_tool, started
 from helpers.detectors import small_config
 
 from mgd_det.errors import ConfigError
@@ -195,27 +193,19 @@ def test_a_killed_run_does_not_hold_its_folder(student_cfg, tmp_path):
     student_cfg.DATALOADER.NUM_WORKERS, student_cfg.DATASETS.TEST = 1, ()
     (tmp_path / "run.yaml").write_text(student_cfg.dump())
     command = [TRAIN_NET, "--config-file", tmp_path / "run.yaml", "--num-gpus", "0", "--resume"]
-    with (tmp_path / "log").open("w") as log:
-        first = subprocess.Popen(
-            [sys.executable, *map(str, command)],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-        try:
-            deadline = time.monotonic() + 300
-            while not (tmp_path / "run/last_checkpoint").exists():
-                assert first.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
-                time.sleep(0.1)
-            config = (tmp_path / "run/config.yaml").read_bytes()
-            second = run_tool(*command, "SOLVER.BASE_LR", 0.5, check=False)
-            assert second.returncode == 2
-            assert "another run is using this folder" in second.stderr.splitlines()[-1]
-            assert (tmp_path / "run/config.yaml").read_bytes() == config
-            assert first.poll() is None
-        finally:
-            first.kill()
-            first.wait()
+    with started(tmp_path / "log", *command) as first:
+        deadline = time.monotonic() + 300
+        while not (tmp_path / "run/last_checkpoint").exists():
+            assert first.exitcode is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
+            time.sleep(0.1)
+        config = (tmp_path / "run/config.yaml").read_bytes()
+        second = run_tool(*command, "SOLVER.BASE_LR", 0.5, check=False)
+        assert second.returncode == 2
+        assert "another run is using this folder" in second.stderr.splitlines()[-1]
+        assert (tmp_path / "run/config.yaml").read_bytes() == config
+        assert first.exitcode is None
+        first.kill()  # and not its loader processes
+        first.join()
     last = (tmp_path / "run/last_checkpoint").read_text()
     reached = torch.load(tmp_path / "run" / last, weights_only=True)["iteration"] + 1
     output = run_tool(*command, "SOLVER.MAX_ITER", reached + 1).stdout

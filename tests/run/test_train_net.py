@@ -12,7 +12,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.engine import default_setup
 from detectron2.modeling import build_model
-from helpers.commands import ROOT, run_tool
+from helpers.commands import ROOT, run_tool, torchrun
 from helpers.detectors import Perfect, small_config
 
 from mgd_det import DistilledDetector
@@ -268,8 +268,7 @@ def test_two_ranks_train_and_solve_the_matching_of_one(finished, tmp_path):
     cfg.SOLVER.MAX_ITER, cfg.DATASETS.TEST = 1, ()
     cfg.SOLVER.IMS_PER_BATCH = 4  # batch norm wants two images on each rank
     config = write(cfg, tmp_path / "run.yaml")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
-    run_tool(*launcher, TRAIN_NET, "--config-file", config, "--num-gpus", 0, env={"OMP_NUM_THREADS": "1"})
+    run_tool(*torchrun(TRAIN_NET, "--config-file", config, "--num-gpus", 0))
     cfg.OUTPUT_DIR = str(tmp_path / "single")
     train_net(cfg, tmp_path)
     states = [

@@ -14,7 +14,7 @@ from benchmarking.parts import Size, loader_share, one_size, re_solve, use_photo
 from benchmarking.report import document, lines, not_run
 from benchmarking.steps import Bench, matching_shares, method_losses, random_batch
 from benchmarking.timing import Timing, in_turn
-from helpers.commands import ROOT
+from helpers.commands import ROOT, run_tool
 
 from mgd_det.data.datasets import check_datasets
 from mgd_det.methods import method_defaults
@@ -79,18 +79,19 @@ SETTING = {"config": "x.yaml", "images": 2, "size": [64, 96], "dtype": "float32"
 def record(demo_data, tmp_path_factory) -> dict:
     file = tmp_path_factory.mktemp("benchmark") / "figures.json"
     register = [["benchmark_train", f"{demo_data}/annotations/train.json", f"{demo_data}/train"]]
+    narrow = ["MODEL.FPN.OUT_CHANNELS", 16, "MODEL.RESNETS.WIDTH_PER_GROUP", 16]
+    narrow += ["MODEL.RESNETS.RES2_OUT_CHANNELS", 128]
     opts = [
         *("DATASETS.REGISTER", json.dumps(register), "DATASETS.TRAIN", '("benchmark_train",)'),
-        *("MODEL.FPN.OUT_CHANNELS", "16", "DISTILL.TEACHER.OPTS", '["MODEL.FPN.OUT_CHANNELS", 16]'),
+        *("MODEL.FPN.OUT_CHANNELS", "16", "DISTILL.TEACHER.OPTS", json.dumps(narrow)),
         *("DISTILL.TEACHER.CONFIG_FILE", "configs/demo/teacher.yaml"),
         *("DISTILL.MGD.TAPS", '["res3", "res5"]', "DISTILL.MGD.LOSS_WEIGHTS", "[2.0, 1.0]"),
     ]
-    command = [sys.executable, "tools/benchmark.py", "--config-file", "configs/demo/student_mgd.yaml"]
+    command = ["tools/benchmark.py", "--config-file", "configs/demo/student_mgd.yaml"]
     command += ["--only", "steps", "memory", "taps", "data", *("--runs", "1", "--images", "2")]
     command += ["--size", "64", "96"]
-    command += ["--device", "cpu", "--json", str(file), "--record", "small", "--", *opts]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    command += ["--device", "cpu", "--json", file, "--record", "small", "--", *opts]
+    done = run_tool(*command, cwd=ROOT)
     found = json.loads(file.read_text())["small"]
     assert done.stdout.rstrip() == "\n".join(lines(found)).rstrip()
     return found
@@ -176,6 +177,7 @@ def test_the_loader_reads_photographs_where_there_is_no_data(tmp_path, mgd_cfg):
 
 
 def test_an_unknown_config_is_one_line():
+    """In a process that imports everything itself, and may warn of nothing."""
     command = [sys.executable, "tools/benchmark.py", "--config-file", "gone.yaml"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2

@@ -7,10 +7,8 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import compare
@@ -21,7 +19,7 @@ from comparing import report, summary
 from comparing.experiment import Arm, Run, changed, file_name, files, plan, read_experiment, scaled
 from comparing.records import append_record, check_files, read_file, read_records
 from comparing.runner import Runner, RunProcess, shares, time_left
-from helpers.commands import ROOT
+from helpers.commands import ROOT, started
 from helpers.detectors import small_config
 from PIL import Image
 
@@ -445,10 +443,15 @@ def test_processes_that_append_at_once_lose_nothing(tmp_path):
         "    record = {'arm': 'small', 'seed': seed, 'settings': {'long': 'x' * 20000}}\n"
         "    append_record(Path(sys.argv[1]), record)\n"
     )
-    command = [sys.executable, "-c", append, str(path)]
-    paths = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tools'}"}
-    processes = [subprocess.Popen([*command, str(first)], env=paths) for first in (0, 50)]
-    assert [process.wait() for process in processes] == [0, 0]
+    paths = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tools'}"}
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(started(tmp_path / f"log{first}", "-c", append, path, first, env=paths))
+            for first in (0, 50)
+        ]
+        for process in processes:
+            process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
     assert set(read_file(path)) == {("small", seed) for seed in range(100)}
 
 
@@ -494,15 +497,6 @@ def test_a_run_that_outlived_the_tool_is_not_started_twice(tmp_path, capsys):
         process.kill()
 
 
-@pytest.fixture
-def heeded_sigint() -> Iterator[None]:
-    """SIGINT at its default in processes that the test starts: in the background of a shell it is ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("heeded_sigint")
 def test_an_interrupted_experiment_goes_on(demo_data, teacher_run, tmp_path, capsys, monkeypatch):
     """SIGINT while the second of four runs is between two checkpoints."""
     # With the usual threshold an untrained student detects nothing, and has no AP.
@@ -520,15 +514,14 @@ def test_an_interrupted_experiment_goes_on(demo_data, teacher_run, tmp_path, cap
         arms = {**ARMS, "longer": {"iterations": longer}}
         return experiment(tmp_path, config=str(config), iterations=iterations, arms=arms)
 
-    started = subprocess.Popen(
-        [sys.executable, str(COMPARE), str(written())], stdout=subprocess.PIPE, text=True
-    )
     second = tmp_path / "output/longer_seed11"
-    while not (second / "last_checkpoint").exists() and started.poll() is None:
-        time.sleep(0.01)
-    started.send_signal(signal.SIGINT)
-    output = started.communicate()[0]
-    assert started.returncode == 130, output
+    with started(tmp_path / "log", COMPARE, written()) as process:
+        while not (second / "last_checkpoint").exists() and process.exitcode is None:
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGINT)
+        process.join()
+    output = (tmp_path / "log").read_text()
+    assert process.exitcode == 130, output
     assert "interrupted: the same command goes on" in output
     assert list(read_file(results / "runs.jsonl")) == [("alone", 11)]
     with (second / "console.txt").open() as console:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import config_reference as tool
 import pytest
-from helpers.commands import ROOT
+from helpers.commands import ROOT, run_tool
 
 SOURCE = """
 def add(cfg):
@@ -55,6 +52,4 @@ def test_a_key_without_a_comment_is_an_error():
 
 
 def test_the_page_is_up_to_date():
-    command = [sys.executable, str(ROOT / "tools/config_reference.py"), "--check"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_tool(ROOT / "tools/config_reference.py", "--check")

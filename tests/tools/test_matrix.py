@@ -9,6 +9,7 @@ import traceback
 import matrix
 import pytest
 import torch
+from helpers.commands import run_tool
 
 from mgd_det.config import load_config
 from mgd_det.methods import method_defaults
@@ -40,10 +41,15 @@ def in_this_process(command) -> tuple[int, str]:
     return 0, said.getvalue()
 
 
+def in_a_process(command) -> tuple[int, str]:
+    result = run_tool(*command, check=False)
+    return result.returncode, result.stdout + result.stderr
+
+
 def tried(pair, folder, data) -> str:
     """How a pair failed; empty if it did not."""
     try:
-        matrix.check_pair(pair, folder, data, in_this_process)
+        matrix.check_pair(pair, folder, data, in_this_process, steps=2)
     except matrix.Failed as error:
         return str(error)
     return ""
@@ -63,7 +69,7 @@ def test_a_pair_trains_is_evaluated_and_resumes(pair, failures):
 
 
 def test_stock_detectron2_loads_the_students(failures):
-    matrix.load_in_stock(*(folder / "run" for folder, _ in failures.values()))
+    matrix.load_in_stock(in_a_process, *(folder / "run" for folder, _ in failures.values()))
 
 
 def test_a_file_that_lacks_a_tensor_is_found(failures, tmp_path):
@@ -73,7 +79,7 @@ def test_a_file_that_lacks_a_tensor_is_found(failures, tmp_path):
     torch.save(saved, tmp_path / "model_final.pth")
     (tmp_path / "student_config.yaml").write_text((folder / "student_config.yaml").read_text())
     with pytest.raises(matrix.Failed, match=r"stock Detectron2: .*RuntimeError: Error\(s\) in loading"):
-        matrix.load_in_stock(tmp_path)
+        matrix.load_in_stock(in_a_process, tmp_path)
 
 
 def test_pairs_that_do_not_fit_fail_with_the_reason(demo_data, tmp_path):
