@@ -243,12 +243,15 @@ with {versions} ({machine}): {works} of {count} pairs work.
   RES2_OUT_CHANNELS 128, except in FCOS. *x50* is ResNeXt-50 32x8d; *regnet* and *regnet_small* are
   RegNetX-800MF and -200MF. Other names are torchvision's; stock Detectron2 loads these students after
   `add_mgd_config(cfg)`.
-- *faster* and *mask* are Faster and Mask R-CNN with an FPN. FCOS, *regnet* and *regnet_small* are described
+- *faster*, *mask* and *cascade* are Faster, Mask and Cascade R-CNN with an FPN, *c4* is Faster R-CNN without
+  one. FCOS, *regnet* and *regnet_small* are described
   by LazyConfigs.
 - *mgd* compares res3 to res5, *lsh*, *logits* and *crosskd* compare the heads, and all others p3 to p5,
   unless taps follow. `a=b` compares the student's a with the teacher's b. *inherit* stands for
   `DISTILL.INHERIT`.
 - *all* stands for {all}.
+- Proposal networks, semantic segmentors, Panoptic FPN, Keypoint R-CNN, ViTDet and detectors that are not
+  Detectron2's are taken through the same in a stock trainer by `pytest tests/engine/test_pipelines.py`.
 - *seconds* are those of four processes, with their start-up; the machine may have had other work.
 
 | teacher | student | methods | seconds | result |

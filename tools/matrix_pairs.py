@@ -37,6 +37,11 @@ mask-r50          retinanet-r18           mgd imitation channel_mlp
 mask-r50          fcos-r18                mgd imitation channel_mlp
 mask-r50          faster-r18              all
 
+cascade-r50       cascade-r18             mgd imitation pkd inherit:fpn,head
+mask-r50          cascade-r18             mgd cwd masked_generation
+c4-r50            c4-r18                  mgd:res3,res4 imitation:res4
+faster-r50        c4-r18                  mgd:res3,res4
+
 retinanet-r101    retinanet-r34           all
 retinanet-r101    retinanet-r50           all
 faster-x50        faster-r18              all
@@ -72,7 +77,20 @@ MASK = [
     *("MODEL.ROI_MASK_HEAD.NUM_CONV", 1, "MODEL.ROI_MASK_HEAD.CONV_DIM", 16),
     *("MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 7),
 ]
-KINDS: dict[str, list[Any]] = {"retinanet": [], "fcos": [], "faster": FASTER, "mask": [*FASTER, *MASK]}
+CASCADE = ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True]
+C4 = [
+    *("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.OUT_FEATURES", ["res4"]),
+    *("MODEL.RPN.IN_FEATURES", ["res4"], "MODEL.ANCHOR_GENERATOR.SIZES", [[16, 32, 64]]),
+    *("MODEL.ROI_HEADS.NAME", "Res5ROIHeads", "MODEL.ROI_HEADS.IN_FEATURES", ["res4"]),
+]
+KINDS: dict[str, list[Any]] = {
+    "retinanet": [],
+    "fcos": [],
+    "faster": FASTER,
+    "mask": [*FASTER, *MASK],
+    "cascade": [*FASTER, *CASCADE],
+    "c4": [*FASTER, *C4],
+}
 
 # Backbones; other names are those of torchvision's networks. FCOS, and all on a RegNet of Detectron2's, are
 # described by a LazyConfig.
