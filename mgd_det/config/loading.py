@@ -39,7 +39,8 @@ def load_config(
         device: the value of MODEL.DEVICE, applied before `opts`; empty leaves the file's.
         key, opts_key: the names of the file and the overrides in errors.
         trusted: if False, the file and its `_BASE_` are read as plain yaml; if True, Python objects in them
-            are built as Detectron2 does, which can run any code.
+            are built as Detectron2 does, which can run any code. DISTILL.UNSAFE_LOADING counts in a trusted
+            file alone.
         functions: functions that add the keys of other projects, "module:function" each. The config that is
             returned names them in DISTILL.CONFIG_FUNCTIONS.
         other_keys: further keys with the values to start from, where no function adds them. One line is
@@ -56,6 +57,8 @@ def load_config(
     if other_keys:
         add_missing(cfg, other_keys)
     _merge_file(cfg, path, key, trusted=trusted)
+    if not trusted:  # a file does not decide whether it is trusted
+        cfg.DISTILL.UNSAFE_LOADING = False
     if other_keys:
         _report_left(other_keys, path, trusted=trusted)
     for name in cfg.DISTILL.CONFIG_FUNCTIONS:

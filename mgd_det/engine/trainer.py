@@ -34,6 +34,7 @@ from .buffers import AgreeOnBuffers
 from .evaluators import build_evaluator, check_augmented_test, check_evaluators
 from .exact_resume import ExactLoader, ExactResumeHook, check_seed
 from .fingerprint import check_fingerprint, fingerprint
+from .memory import MemoryHook
 from .mixed_precision import MixedPrecisionTrainer
 from .optimizer import (
     build_optimizer,
@@ -103,6 +104,7 @@ class Trainer(DefaultTrainer):
             hooks.insert(evaluation + 2, augmented)
         saving = [isinstance(hook, (PeriodicCheckpointer, SignalHook)) for hook in hooks].index(True)
         hooks.insert(saving, buffers)
+        hooks.insert(0, MemoryHook(self.cfg.DISTILL.BACKBONE))
         if uses_teacher(self.cfg):
             hooks.insert(0, RematchHook(self.cfg))
         if exact:

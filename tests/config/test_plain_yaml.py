@@ -89,3 +89,9 @@ def test_nor_does_the_example_of_predictions(hostile, trace, tmp_path):
     command = [ROOT / "docs/examples/predict.py", "--run", hostile, "--image", tmp_path / "none.png"]
     assert run_tool(*command, check=False).returncode != 0
     assert not trace.exists()
+
+
+def test_a_file_does_not_decide_whether_it_is_trusted(tmp_path):
+    (tmp_path / "config.yaml").write_text("DISTILL: {UNSAFE_LOADING: True}\n")
+    assert load_config(str(tmp_path / "config.yaml")).DISTILL.UNSAFE_LOADING
+    assert not load_config(str(tmp_path / "config.yaml"), trusted=False).DISTILL.UNSAFE_LOADING
