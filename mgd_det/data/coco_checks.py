@@ -30,7 +30,7 @@ SMALLEST_SIDE = 1e-5  # pixels; Detectron2 drops boxes that are no larger
 _ORIENTATION = 0x0112  # the EXIF tag
 
 
-def check_coco(cfg: CfgNode, key: str, name: str, metadata: Metadata) -> list[str]:
+def check_coco(cfg: CfgNode, key: str, name: str, metadata: Metadata, *, annotated: bool = True) -> list[str]:
     """Check an annotation file, and the headers of all its images.
 
     Args:
@@ -38,6 +38,7 @@ def check_coco(cfg: CfgNode, key: str, name: str, metadata: Metadata) -> list[st
         key: "DATASETS.TRAIN" or "DATASETS.TEST", for which the set is used.
         name: the name of the set.
         metadata: its `json_file` and `image_root`.
+        annotated: the file has to have annotations.
 
     Returns:
         Its classes in the order in which Detectron2 numbers them, that of their ids.
@@ -47,7 +48,7 @@ def check_coco(cfg: CfgNode, key: str, name: str, metadata: Metadata) -> list[st
             masks to train on, or annotations that COCO evaluation cannot use.
     """
     path = metadata.json_file
-    content = _read_coco(key, name, path)
+    content = _read_coco(key, name, path, annotated=annotated)
     if not content["images"]:
         raise ConfigError(key, name, f"{path} lists no images", "Give a set that has some.")
     _check_ids(name, path, content)
@@ -61,7 +62,7 @@ def check_coco(cfg: CfgNode, key: str, name: str, metadata: Metadata) -> list[st
     return [c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])]
 
 
-def _read_coco(key: str, name: str, path: str) -> JsonObject:
+def _read_coco(key: str, name: str, path: str, *, annotated: bool) -> JsonObject:
     remedy = "Give a file with the COCO entries images, annotations and categories."
     try:
         with PathManager.open(path) as f:
@@ -69,6 +70,8 @@ def _read_coco(key: str, name: str, path: str) -> JsonObject:
     except (ValueError, RecursionError, IsADirectoryError) as error:
         raise ConfigError(REGISTER_KEY, name, f"{path} is not JSON ({error})", remedy) from error
     entries = ("images", "annotations", "categories")
+    if isinstance(content, dict) and not annotated:
+        content.setdefault("annotations", [])
     if not (isinstance(content, dict) and all(isinstance(content.get(entry), list) for entry in entries)):
         raise ConfigError(REGISTER_KEY, name, f"{path} is not in COCO format", remedy)
     problem = schema_problem(content, evaluated=key == "DATASETS.TEST")

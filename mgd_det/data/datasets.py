@@ -57,10 +57,10 @@ def register_datasets(cfg: CfgNode) -> None:
 def check_datasets(
     cfg: CfgNode, *, training: bool, student: bool = True, teacher: CfgNode | None = None
 ) -> None:
-    """Check the data sets that a run will use, as far as can be done in seconds.
+    """Check the data sets that a run will use, without decoding an image.
 
-    Sets of `DATASETS.REGISTER` go through :func:`.coco_checks.check_coco`. Of others only the existence of
-    the files is checked.
+    Sets with a json in COCO format go through :func:`.coco_checks.check_coco`. Of others only the existence
+    of the files is checked.
 
     Args:
         cfg: a config whose `DATASETS.REGISTER` has been registered.
@@ -99,9 +99,9 @@ def _check_set(cfg: CfgNode, key: str, name: str) -> list[str]:
     metadata = MetadataCatalog.get(name)
     registered = any(name == entry[0] for entry in cfg.DATASETS.REGISTER)
     _check_files(key, name, metadata, registered=registered)
-    if registered:
-        return check_coco(cfg, key, name, metadata)
-    # Built-in sets are large, and say what their classes are.
+    if metadata.get("json_file") and metadata.get("evaluator_type", "coco").startswith("coco"):
+        # The annotations of some sets are kept back from those who only write their detections.
+        return check_coco(cfg, key, name, metadata, annotated=registered or key == "DATASETS.TRAIN")
     return list(metadata.get("thing_classes") or ())
 
 

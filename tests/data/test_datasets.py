@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog, DatasetMapper
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data.detection_utils import SizeMismatchError
 from PIL import Image
 
@@ -356,3 +356,16 @@ def test_boxes_outside_their_images_are_counted_and_none_left_is_an_error(studen
     register_datasets(student_cfg)
     with pytest.raises(ConfigError, match="no box has an area inside its image"):
         check_datasets(student_cfg, training=True)
+
+
+def test_a_set_that_somebody_else_has_registered_is_checked_as_well(student_cfg, tmp_path):
+    name = changed(student_cfg, tmp_path, lambda content: one_annotation(content, area="4"))
+    register_datasets(student_cfg)
+    student_cfg.DATASETS.REGISTER, student_cfg.DATASETS.TEST = [], (name,)
+    with pytest.raises(ConfigError, match="area is '4'"):
+        check_datasets(student_cfg, training=False)
+    path = Path(MetadataCatalog.get(name).json_file)
+    content = json.loads(path.read_text())
+    del content["annotations"]  # as of COCO's test-dev
+    path.write_text(json.dumps(content))
+    check_datasets(student_cfg, training=False)
