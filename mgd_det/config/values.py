@@ -20,6 +20,9 @@ TEACHER_DTYPES = {"": None, "float32": torch.float32, **DTYPES}  # "" leaves it 
 SCHEDULERS = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")  # Detectron2's
 CLIP_TYPES = ("value", "norm")
 OPTIMIZERS = ("SGD", "AdamW")
+BOX_TASKS = ("bbox", "segm", "keypoints")  # of the evaluations in COCO's manner
+# Their metrics, those of LVIS included; "AP-" and a class is one as well.
+AP_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 ASSIGNMENTS = ("solved", "random", "identity")
 
 
@@ -128,6 +131,8 @@ RUN_VALUES: dict[str, Rule] = {
     "SOLVER.OPTIMIZER": OneOf(OPTIMIZERS, any_case=True),
     "SOLVER.LR_SCHEDULER_NAME": OneOf(SCHEDULERS),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": OneOf(CLIP_TYPES),
+    "SOLVER.EMA.DECAY": Range(0, 0.99999, hint="Give a number like 0.999."),
+    "TEST.BEST_MODE": OneOf(("max", "min")),
     "SOLVER.AMP.DTYPE": OneOf(tuple(DTYPES)),
 }
 
@@ -161,6 +166,7 @@ def check_run_values(cfg: CfgNode, num_processes: int = 1) -> None:
     _check_table(cfg, RUN_VALUES)
     _check_steps(cfg)
     _check_sampler(cfg)
+    _check_best(cfg)
     _check_batch(cfg, num_processes)
 
 
@@ -233,6 +239,32 @@ def _check_backbone(cfg: CfgNode) -> None:
         problem = f"does not use MODEL.TORCHVISION.NAME, which is {cfg.MODEL.TORCHVISION.NAME!r}"
         remedy = f'Set "{name.replace("_resnet_", "_torchvision_")}", or leave MODEL.TORCHVISION.NAME empty.'
         raise ConfigError("MODEL.BACKBONE.NAME", name, problem, remedy)
+
+
+def _check_best(cfg: CfgNode) -> None:
+    """Check that the metric of TEST.BEST_METRIC will come, and more than once."""
+    metric, tests = cfg.TEST.BEST_METRIC, cfg.DATASETS.TEST
+    if not metric:
+        return
+    problem, remedy = "", 'Give the name of a metric as in metrics.json, or "" for no best checkpoint.'
+    found = metric.removeprefix("ema/")
+    tested = next((name for name in tests if found.startswith(f"{name}/")), None)
+    task, _, name = found.removeprefix(f"{tested}/").rpartition("/")
+    if not cfg.TEST.EVAL_PERIOD:
+        problem, remedy = "TEST.EVAL_PERIOD 0 evaluates at the end alone", "Set that to some iterations."
+    elif not tests:
+        problem, remedy = "DATASETS.TEST is empty", "Name a set to evaluate on."
+    elif metric != found and not cfg.SOLVER.EMA.ENABLED:
+        problem, remedy = "there is no average to evaluate", "Set SOLVER.EMA.ENABLED True."
+    elif (tested is not None) != (len(tests) > 1):
+        start = f'such as "{tests[0]}/bbox/AP"' if len(tests) > 1 else 'such as "bbox/AP"'
+        problem, remedy = f"{len(tests)} sets are evaluated", f"Give a name {start}."
+    elif task == "segm" and not cfg.MODEL.MASK_ON:
+        problem = "MODEL.MASK_ON is False, and without masks there is no such metric"
+    elif not task or (task in BOX_TASKS and name not in AP_METRICS and not name.startswith("AP-")):
+        problem = "there is no such metric"
+    if problem:
+        raise ConfigError("TEST.BEST_METRIC", metric, problem, remedy)
 
 
 def _check_batch(cfg: CfgNode, num_processes: int) -> None:
