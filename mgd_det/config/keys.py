@@ -69,7 +69,14 @@ def uses_teacher(cfg: CfgNode) -> bool:
 def _add_to_stock_sections(cfg: CfgNode) -> None:
     # Data sets in COCO format to register, each as [name, annotation.json, image_root]. Relative paths
     # start at the working directory.
+    # With "" for the annotations it is a folder of images without labels, for DATASETS.UNLABELED.
     cfg.DATASETS.REGISTER = []
+    # The names of sets whose images are added to the training batches, and whose annotations are not read.
+    # The task does not learn from them; the methods that need no labels do.
+    cfg.DATASETS.UNLABELED = ()
+    # The number of images of DATASETS.UNLABELED in a batch for each of the SOLVER.IMS_PER_BATCH that have
+    # labels. A distillation loss is then the mean over all images, so that its weight means the same.
+    cfg.DATALOADER.UNLABELED_RATIO = 1.0
     # If True, images that cannot be read in training are left out with a warning. If False, the run stops and
     # names the first one.
     cfg.DATALOADER.SKIP_UNREADABLE = False

@@ -93,6 +93,7 @@ VALUES: dict[str, Rule] = {
     # NumPy takes no larger seeds.
     "SEED": Range(-1, 2**32 - 1, hint="Give a whole number of 32 bits, or -1 for a seed that is drawn."),
     "SOLVER.IMS_PER_BATCH": Range(1, hint="Give a multiple of the number of processes."),
+    "DATALOADER.UNLABELED_RATIO": Range(0, open_below=True, hint="Give a number above 0, such as 1.0."),
     "DATALOADER.NUM_WORKERS": Range(0, hint="0 loads in the main process."),
     "DISTILL.STRENGTH": Range(0),
     "DISTILL.STRENGTH_UNTIL": Range(0),
@@ -282,3 +283,21 @@ def _check_batch(cfg: CfgNode, num_processes: int) -> None:
             f"does not divide among {num_processes} processes",
             "Give a multiple of the number of processes.",
         )
+    if cfg.DATASETS.UNLABELED:
+        check_unlabeled_share(cfg, num_processes)
+
+
+def check_unlabeled_share(cfg: CfgNode, num_processes: int) -> None:
+    """Refuse, with a ConfigError, a DATALOADER.UNLABELED_RATIO whose images the processes cannot share."""
+    ratio, labelled = cfg.DATALOADER.UNLABELED_RATIO, cfg.SOLVER.IMS_PER_BATCH
+    number = unlabeled_per_batch(cfg)
+    if abs(number - ratio * labelled) > 1e-3 or number % num_processes or not number:
+        problem = f"of {labelled} images gives {ratio * labelled:g}, which are not to be shared among "
+        problem += f"{num_processes} processes"
+        remedy = "Give a ratio that makes a multiple of their number."
+        raise ConfigError("DATALOADER.UNLABELED_RATIO", ratio, problem, remedy)
+
+
+def unlabeled_per_batch(cfg: CfgNode) -> int:
+    """Returns the number of images of `DATASETS.UNLABELED` in a batch, over all processes."""
+    return round(cfg.DATALOADER.UNLABELED_RATIO * cfg.SOLVER.IMS_PER_BATCH)

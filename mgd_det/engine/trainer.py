@@ -51,6 +51,7 @@ from .optimizer import (
 from .rematch import RematchHook, detector_of
 from .signals import SignalHook
 from .state_keys import MATCHING_STATE
+from .unlabeled_loader import with_unlabeled
 
 logger = logging.getLogger("detectron2." + __name__)
 
@@ -171,11 +172,14 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[BatchedInputs]:
-        """Returns the stock loader, or the one of DISTILL.EXACT_RESUME; both name images they cannot read."""
+        """Returns the stock loader or that of DISTILL.EXACT_RESUME, with the images of DATASETS.UNLABELED.
+
+        Both name images that they cannot read.
+        """
         mapper = NamingMapper(DatasetMapper(cfg, True), skip=cfg.DATALOADER.SKIP_UNREADABLE)
-        if cfg.DISTILL.EXACT_RESUME:
-            return ExactLoader(cfg, mapper)
-        return build_detection_train_loader(cfg, mapper=mapper)
+        exact = cfg.DISTILL.EXACT_RESUME
+        loader = ExactLoader(cfg, mapper) if exact else build_detection_train_loader(cfg, mapper=mapper)
+        return with_unlabeled(loader, cfg, mapper)
 
     def state_dict(self) -> State:
         """Returns iteration, hooks and what Detectron2 0.6 leaves out: the optimiser and the loss scale."""
