@@ -26,6 +26,7 @@ __all__ = [
     "reducers",
     "register_datasets",
     "student_of",
+    "with_unlabeled",
     "wrap",
 ]
 
@@ -41,6 +42,7 @@ _HOMES = {
     "distill": "config.distilling",
     "register_datasets": "data.datasets",
     "student_of": "modeling.wrapping",
+    "with_unlabeled": "engine.unlabeled_loader",
     "wrap": "modeling.wrapping",
 }
 

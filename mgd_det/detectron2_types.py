@@ -10,6 +10,9 @@ from torch import Tensor, nn
 # One dict for each image: "image" (C, H, W), and in training "instances".
 BatchedInputs = list[dict[str, Any]]
 
+# The key of True in those that have no labels, and from which the task does not learn.
+UNLABELED = "unlabeled"
+
 # A state dict: tensors and plain values, under names.
 State = dict[str, Any]
 

@@ -296,6 +296,13 @@ class ReportingCheckpointer(DetectionCheckpointer):
         """Log nothing: the report says it all."""
 
 
+class WeightsWriter(ReportingCheckpointer):
+    """Writes weights from which no run resumes, so that `last_checkpoint` stays as it is."""
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Leave the name of the last checkpoint alone."""
+
+
 def _replace(path: str, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file beside a path and put it in that place; after an error nothing is left."""
     aside = f"{path}.partial"

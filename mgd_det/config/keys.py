@@ -22,7 +22,9 @@ def add_mgd_config(cfg: CfgNode) -> None:
 
 def own_keys() -> CfgNode:
     """Returns the keys of this project with their defaults, in a config of nothing else."""
-    cfg = CfgNode({"DATALOADER": {}, "DATASETS": {}, "MODEL": {"RESNETS": {}}, "SOLVER": {"AMP": {}}})
+    cfg = CfgNode(
+        {"DATALOADER": {}, "DATASETS": {}, "MODEL": {"RESNETS": {}}, "SOLVER": {"AMP": {}}, "TEST": {}}
+    )
     _add_to_stock_sections(cfg)
     _add_torchvision(cfg)
     cfg.DISTILL = CfgNode()
@@ -67,7 +69,14 @@ def uses_teacher(cfg: CfgNode) -> bool:
 def _add_to_stock_sections(cfg: CfgNode) -> None:
     # Data sets in COCO format to register, each as [name, annotation.json, image_root]. Relative paths
     # start at the working directory.
+    # With "" for the annotations it is a folder of images without labels, for DATASETS.UNLABELED.
     cfg.DATASETS.REGISTER = []
+    # The names of sets whose images are added to the training batches, and whose annotations are not read.
+    # The task does not learn from them; the methods that need no labels do.
+    cfg.DATASETS.UNLABELED = ()
+    # The number of images of DATASETS.UNLABELED in a batch for each of the SOLVER.IMS_PER_BATCH that have
+    # labels. A distillation loss is then the mean over all images, so that its weight means the same.
+    cfg.DATALOADER.UNLABELED_RATIO = 1.0
     # If True, images that cannot be read in training are left out with a warning. If False, the run stops and
     # names the first one.
     cfg.DATALOADER.SKIP_UNREADABLE = False
@@ -79,6 +88,19 @@ def _add_to_stock_sections(cfg: CfgNode) -> None:
     # The optimizer of mgd_det.Trainer: "SGD", as in stock Detectron2, or "AdamW", in upper or lower case.
     # Both use SOLVER.BASE_LR and SOLVER.WEIGHT_DECAY. A trainer of your own may read other values here.
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # An exponential moving average of the student's weights, which changes nothing in the training. It is
+    # evaluated beside the student, as "ema/...", and saved beside it, as model_final_ema.pth.
+    cfg.SOLVER.EMA = CfgNode()
+    # If True, the average is kept.
+    cfg.SOLVER.EMA.ENABLED = False
+    # The share of the average that stays in each iteration; it is mostly over the last 1 / (1 - DECAY) ones.
+    cfg.SOLVER.EMA.DECAY = 0.999
+    # The metric by which model_best.pth is chosen among all evaluations, such as "bbox/AP"; "ema/bbox/AP"
+    # chooses among the averages of SOLVER.EMA, and with several sets in DATASETS.TEST the name of one comes
+    # first, as in "mine_val/bbox/AP". If it is empty, there is no such file.
+    cfg.TEST.BEST_METRIC = ""
+    # "max" if the highest value of BEST_METRIC is the best, "min" if the lowest is.
+    cfg.TEST.BEST_MODE = "max"
 
 
 def _add_torchvision(cfg: CfgNode) -> None:

@@ -20,6 +20,9 @@ TEACHER_DTYPES = {"": None, "float32": torch.float32, **DTYPES}  # "" leaves it 
 SCHEDULERS = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")  # Detectron2's
 CLIP_TYPES = ("value", "norm")
 OPTIMIZERS = ("SGD", "AdamW")
+BOX_TASKS = ("bbox", "segm", "keypoints")  # of the evaluations in COCO's manner
+# Their metrics, those of LVIS included; "AP-" and a class is one as well.
+AP_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 ASSIGNMENTS = ("solved", "random", "identity")
 
 
@@ -90,6 +93,7 @@ VALUES: dict[str, Rule] = {
     # NumPy takes no larger seeds.
     "SEED": Range(-1, 2**32 - 1, hint="Give a whole number of 32 bits, or -1 for a seed that is drawn."),
     "SOLVER.IMS_PER_BATCH": Range(1, hint="Give a multiple of the number of processes."),
+    "DATALOADER.UNLABELED_RATIO": Range(0, open_below=True, hint="Give a number above 0, such as 1.0."),
     "DATALOADER.NUM_WORKERS": Range(0, hint="0 loads in the main process."),
     "DISTILL.STRENGTH": Range(0),
     "DISTILL.STRENGTH_UNTIL": Range(0),
@@ -128,6 +132,8 @@ RUN_VALUES: dict[str, Rule] = {
     "SOLVER.OPTIMIZER": OneOf(OPTIMIZERS, any_case=True),
     "SOLVER.LR_SCHEDULER_NAME": OneOf(SCHEDULERS),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": OneOf(CLIP_TYPES),
+    "SOLVER.EMA.DECAY": Range(0, 0.99999, hint="Give a number like 0.999."),
+    "TEST.BEST_MODE": OneOf(("max", "min")),
     "SOLVER.AMP.DTYPE": OneOf(tuple(DTYPES)),
 }
 
@@ -161,6 +167,7 @@ def check_run_values(cfg: CfgNode, num_processes: int = 1) -> None:
     _check_table(cfg, RUN_VALUES)
     _check_steps(cfg)
     _check_sampler(cfg)
+    _check_best(cfg)
     _check_batch(cfg, num_processes)
 
 
@@ -235,6 +242,32 @@ def _check_backbone(cfg: CfgNode) -> None:
         raise ConfigError("MODEL.BACKBONE.NAME", name, problem, remedy)
 
 
+def _check_best(cfg: CfgNode) -> None:
+    """Check that the metric of TEST.BEST_METRIC will come, and more than once."""
+    metric, tests = cfg.TEST.BEST_METRIC, cfg.DATASETS.TEST
+    if not metric:
+        return
+    problem, remedy = "", 'Give the name of a metric as in metrics.json, or "" for no best checkpoint.'
+    found = metric.removeprefix("ema/")
+    tested = next((name for name in tests if found.startswith(f"{name}/")), None)
+    task, _, name = found.removeprefix(f"{tested}/").rpartition("/")
+    if not cfg.TEST.EVAL_PERIOD:
+        problem, remedy = "TEST.EVAL_PERIOD 0 evaluates at the end alone", "Set that to some iterations."
+    elif not tests:
+        problem, remedy = "DATASETS.TEST is empty", "Name a set to evaluate on."
+    elif metric != found and not cfg.SOLVER.EMA.ENABLED:
+        problem, remedy = "there is no average to evaluate", "Set SOLVER.EMA.ENABLED True."
+    elif (tested is not None) != (len(tests) > 1):
+        start = f'such as "{tests[0]}/bbox/AP"' if len(tests) > 1 else 'such as "bbox/AP"'
+        problem, remedy = f"{len(tests)} sets are evaluated", f"Give a name {start}."
+    elif task == "segm" and not cfg.MODEL.MASK_ON:
+        problem = "MODEL.MASK_ON is False, and without masks there is no such metric"
+    elif not task or (task in BOX_TASKS and name not in AP_METRICS and not name.startswith("AP-")):
+        problem = "there is no such metric"
+    if problem:
+        raise ConfigError("TEST.BEST_METRIC", metric, problem, remedy)
+
+
 def _check_batch(cfg: CfgNode, num_processes: int) -> None:
     # Where Detectron2 scales the batch, each process has the share that it would have had of that number.
     if cfg.SEED + num_processes > 2**32:
@@ -250,3 +283,21 @@ def _check_batch(cfg: CfgNode, num_processes: int) -> None:
             f"does not divide among {num_processes} processes",
             "Give a multiple of the number of processes.",
         )
+    if cfg.DATASETS.UNLABELED:
+        check_unlabeled_share(cfg, num_processes)
+
+
+def check_unlabeled_share(cfg: CfgNode, num_processes: int) -> None:
+    """Refuse, with a ConfigError, a DATALOADER.UNLABELED_RATIO whose images the processes cannot share."""
+    ratio, labelled = cfg.DATALOADER.UNLABELED_RATIO, cfg.SOLVER.IMS_PER_BATCH
+    number = unlabeled_per_batch(cfg)
+    if abs(number - ratio * labelled) > 1e-3 or number % num_processes or not number:
+        problem = f"of {labelled} images gives {ratio * labelled:g}, which are not to be shared among "
+        problem += f"{num_processes} processes"
+        remedy = "Give a ratio that makes a multiple of their number."
+        raise ConfigError("DATALOADER.UNLABELED_RATIO", ratio, problem, remedy)
+
+
+def unlabeled_per_batch(cfg: CfgNode) -> int:
+    """Returns the number of images of `DATASETS.UNLABELED` in a batch, over all processes."""
+    return round(cfg.DATALOADER.UNLABELED_RATIO * cfg.SOLVER.IMS_PER_BATCH)

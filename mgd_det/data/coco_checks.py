@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -147,9 +147,16 @@ def _is_box(box: Sequence[float]) -> bool:
 
 def _check_images(name: str, metadata: Metadata, images: Sequence[JsonObject]) -> None:
     """Check that every image file exists, can be opened and has the described size; no pixels are read."""
+    look_at_images(name, images, partial(_image_error, name, metadata))
+
+
+def look_at_images(
+    name: str, images: Sequence[JsonObject], error_of: Callable[[JsonObject], ConfigError | None]
+) -> None:
+    """Raise the first error that a function returns for the images of a set; it runs in several threads."""
     start = time.perf_counter()
     with ThreadPoolExecutor(THREADS) as pool:  # which wait for the disk or the network
-        for error in pool.map(partial(_image_error, name, metadata), images):
+        for error in pool.map(error_of, images):
             if error:
                 pool.shutdown(cancel_futures=True)
                 raise error

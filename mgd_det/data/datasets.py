@@ -17,6 +17,8 @@ from mgd_det.config.values import value_of
 from mgd_det.errors import ConfigError
 
 from .coco_checks import REGISTER_KEY, check_coco
+from .unlabeled import KEY as UNLABELED_KEY
+from .unlabeled import check_unlabeled, register_folder
 
 LAZY_CLASS_KEY = "DISTILL.STUDENT_OPTS model.num_classes"
 _CLASS_COUNT_KEYS = {
@@ -37,7 +39,7 @@ def register_datasets(cfg: CfgNode) -> None:
             raise ConfigError(
                 REGISTER_KEY,
                 entry,
-                "not of the form [name, annotation.json, image_root]",
+                'not of the form [name, annotation.json, image_root], or [name, "", image_root]',
                 'Write for example DATASETS.REGISTER \'[["mine", "mine/train.json", "mine/images"]]\'.',
             )
         name, annotations, root = entry
@@ -51,7 +53,10 @@ def register_datasets(cfg: CfgNode) -> None:
                     "Choose another name, here and in DATASETS.TRAIN or DATASETS.TEST.",
                 )
             continue
-        register_coco_instances(name, {}, annotations, root)
+        if annotations:
+            register_coco_instances(name, {}, annotations, root)
+        else:
+            register_folder(name, root)
 
 
 def check_datasets(
@@ -79,6 +84,9 @@ def check_datasets(
         raise ConfigError("DATASETS.TEST", (), "there is nothing to evaluate on", "Name at least one set.")
     uses = [("DATASETS.TRAIN", name) for name in (cfg.DATASETS.TRAIN if training else ())]
     uses += [("DATASETS.TEST", name) for name in cfg.DATASETS.TEST]
+    for name in cfg.DATASETS.UNLABELED if training else ():
+        _check_registered(cfg, UNLABELED_KEY, name)
+        check_unlabeled(name)
     first: tuple[str, Sequence[str]] = ("", ())
     for key, name in uses:
         classes = _check_set(cfg, key, name)
@@ -92,6 +100,20 @@ def check_datasets(
 
 def _check_set(cfg: CfgNode, key: str, name: str) -> list[str]:
     """Check one set; returns its classes, none if they are not known."""
+    metadata, registered = _check_registered(cfg, key, name)
+    if metadata.get("json_file") == "":
+        problem = f"{REGISTER_KEY} gives this set no annotations"
+        raise ConfigError(
+            key, name, problem, f"Name its annotation file there, or the set in {UNLABELED_KEY}."
+        )
+    if metadata.get("json_file") and metadata.get("evaluator_type", "coco").startswith("coco"):
+        # The annotations of some sets are kept back from those who only write their detections.
+        return check_coco(cfg, key, name, metadata, annotated=registered or key == "DATASETS.TRAIN")
+    return list(metadata.get("thing_classes") or ())
+
+
+def _check_registered(cfg: CfgNode, key: str, name: str) -> tuple[Metadata, bool]:
+    """Check that a set is registered and its files exist; returns if it is by DATASETS.REGISTER, too."""
     if name not in DatasetCatalog:
         problem = "no data set of that name is registered"
         remedy = f"List it in {REGISTER_KEY}, or register it with Detectron2 before."
@@ -99,10 +121,7 @@ def _check_set(cfg: CfgNode, key: str, name: str) -> list[str]:
     metadata = MetadataCatalog.get(name)
     registered = any(name == entry[0] for entry in cfg.DATASETS.REGISTER)
     _check_files(key, name, metadata, registered=registered)
-    if metadata.get("json_file") and metadata.get("evaluator_type", "coco").startswith("coco"):
-        # The annotations of some sets are kept back from those who only write their detections.
-        return check_coco(cfg, key, name, metadata, annotated=registered or key == "DATASETS.TRAIN")
-    return list(metadata.get("thing_classes") or ())
+    return metadata, registered
 
 
 def _check_files(key: str, name: str, metadata: Metadata, *, registered: bool) -> None:

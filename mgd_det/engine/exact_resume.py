@@ -111,7 +111,7 @@ class SampleOrder(Sampler):
                 bucket.clear()
 
 
-class _SeededImages(Dataset):
+class SeededImages(Dataset):
     """Maps (position, index) to an image whose augmentation is drawn from (seed, position)."""
 
     def __init__(self, dicts: BatchedInputs, mapper: Mapper, seed: int) -> None:
@@ -147,7 +147,7 @@ class ExactLoader:
         dicts = get_detection_dataset_dicts(
             cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
         )
-        self.dataset = _SeededImages(dicts, mapper, cfg.SEED)
+        self.dataset = SeededImages(dicts, mapper, cfg.SEED)
         grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
         self.landscape = [d["width"] > d["height"] for d in dicts] if grouped else None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -27,7 +27,9 @@ def fingerprint(cfg: CfgNode) -> dict[str, object]:
     return {
         "SEED": cfg.SEED,
         "SOLVER.IMS_PER_BATCH": cfg.SOLVER.IMS_PER_BATCH,
-        "DATASETS.TRAIN": [f"{name} {_digest(name)}".strip() for name in cfg.DATASETS.TRAIN],
+        "DATASETS.TRAIN": _described(cfg.DATASETS.TRAIN),
+        "DATASETS.UNLABELED": _described(cfg.DATASETS.UNLABELED),
+        "DATALOADER.UNLABELED_RATIO": cfg.DATALOADER.UNLABELED_RATIO,
     }
 
 
@@ -51,6 +53,10 @@ def check_fingerprint(saved: Mapping[str, Any], now: Mapping[str, object], *, ex
             remedy = "Resume with that, or set DISTILL.EXACT_RESUME False."
             raise ConfigError(key, value, problem, remedy)
         logger.warning("--resume: %s changes from %s to %s", key, before, value)
+
+
+def _described(names: Sequence[str]) -> list[str]:
+    return [f"{name} {_digest(name)}".strip() for name in names]
 
 
 def _digest(name: str) -> str:

@@ -13,7 +13,7 @@ import torch
 from detectron2.engine import HookBase
 from torch import Tensor, nn
 
-from mgd_det.detectron2_types import BatchedInputs
+from mgd_det.detectron2_types import UNLABELED, BatchedInputs
 from mgd_det.distributed import unwrapped
 from mgd_det.errors import ConfigError
 from mgd_det.methods import Features, FeaturesOfTap, Method, Prediction, PredictionPair, TapFeatures
@@ -64,6 +64,7 @@ def watch_next_batch(detector: DistilledDetector) -> None:
     """Look at a detector's next training batch while it is trained on, with :func:`look_at_batch`.
 
     The student's features are read in its own forward pass, so that no state and no random stream moves.
+    Images without labels, for which it has another pass, are not looked at.
     """
     inputs: list[BatchedInputs] = []
     seen: list[Captured] = []
@@ -72,8 +73,10 @@ def watch_next_batch(detector: DistilledDetector) -> None:
     def begin(_: nn.Module, args: tuple[BatchedInputs]) -> None:
         if detector.training and not inputs:
             detector.prepare()
-            inputs.append(args[0])
+            inputs.append([x for x in args[0] if not x.get(UNLABELED)])
             seen.append(capturing.enter_context(detector.capture_student()))
+            handle = detector.student.register_forward_hook(lambda *_: capturing.close())
+            capturing.callback(handle.remove)
 
     def end(_: nn.Module, args: tuple[BatchedInputs], output: object) -> None:
         if not inputs:

@@ -9,3 +9,4 @@ from __future__ import annotations
 
 MATCHING_STATE = "RematchHook"
 EXACT_RESUME_STATE = "ExactResumeHook"
+EMA_STATE = "EMAHook"

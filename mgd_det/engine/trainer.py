@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -20,7 +21,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from torch import nn
 
-from mgd_det.checkpoint.checkpointer import ReportingCheckpointer
+from mgd_det.checkpoint.checkpointer import ReportingCheckpointer, WeightsWriter
 from mgd_det.config import DTYPES, check_run_values, uses_teacher
 from mgd_det.data.readable import NamingMapper
 from mgd_det.detectron2_compat import wrap_in_ddp
@@ -29,8 +30,11 @@ from mgd_det.distributed import unwrapped
 from mgd_det.errors import RESUME_REMEDY, ConfigError
 from mgd_det.modeling.taps import last_norms
 from mgd_det.modeling.wrapping import student_of, wrap
+from mgd_det.rng import isolated_rng
 
+from .best import BestHook
 from .buffers import AgreeOnBuffers
+from .ema import EMAHook
 from .evaluators import build_evaluator, check_augmented_test, check_evaluators
 from .exact_resume import ExactLoader, ExactResumeHook, check_seed
 from .fingerprint import check_fingerprint, fingerprint
@@ -48,6 +52,11 @@ from .optimizer import (
 from .rematch import RematchHook, detector_of
 from .signals import SignalHook
 from .state_keys import MATCHING_STATE
+from .unlabeled_loader import with_unlabeled
+
+logger = logging.getLogger("detectron2." + __name__)
+
+EMA_NAME = "ema"  # of the folder of its evaluations, and before the names of its metrics
 
 
 class Trainer(DefaultTrainer):
@@ -90,25 +99,54 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[HookBase]:
-        """Returns DefaultTrainer's hooks with those of distillation, of exact resume and of signals."""
+        """Returns DefaultTrainer's hooks with those of this project."""
         hooks = [hook for hook in super().build_hooks() if hook is not None]
         exact = ExactResumeHook(self.cfg) if self.cfg.DISTILL.EXACT_RESUME else None
         period = self.cfg.SOLVER.CHECKPOINT_PERIOD
         buffers = AgreeOnBuffers(period, self.cfg.TEST.EVAL_PERIOD)
-        before_saving = [buffers.agree, *([exact.gather] if exact else [])]
+        ema = EMAHook(self.cfg, model=self.model) if self.cfg.SOLVER.EMA.ENABLED else None
+        before_saving = [
+            buffers.agree,
+            *([ema.copy_buffers] if ema else []),
+            *([exact.gather] if exact else []),
+        ]
         # Before evaluations, which may take longer than the sender of a signal waits.
         evaluation = [isinstance(hook, EvalHook) for hook in hooks].index(True)
+        hooks[evaluation + 1 : evaluation + 1] = self._after_evaluation(ema)
         hooks.insert(evaluation, SignalHook(self.checkpointer, period, before_saving))
         if self.cfg.TEST.AUG.ENABLED:  # after the last evaluation alone, since it takes several times as long
             augmented = EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model))
             hooks.insert(evaluation + 2, augmented)
         saving = [isinstance(hook, (PeriodicCheckpointer, SignalHook)) for hook in hooks].index(True)
-        hooks.insert(saving, buffers)
+        hooks[saving:saving] = [buffers, ema] if ema else [buffers]
         hooks.insert(0, MemoryHook(self.cfg.DISTILL.BACKBONE))
         if uses_teacher(self.cfg):
             hooks.insert(0, RematchHook(self.cfg))
         if exact:
             hooks.insert(0, exact)
+        return hooks
+
+    def _after_evaluation(self, ema: EMAHook | None) -> list[HookBase]:
+        """Returns the hooks that evaluate the moving average, and that keep the best weights."""
+        period, metric = self.cfg.TEST.EVAL_PERIOD, self.cfg.TEST.BEST_METRIC
+        hooks: list[HookBase] = []
+        if ema:
+            cfg = self.cfg.clone()
+            cfg.defrost()
+            cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, EMA_NAME)
+            cfg.freeze()
+            model = ema.model
+
+            def evaluate() -> dict[str, Mapping[str, Mapping[str, float]]]:
+                logger.info("evaluating the moving average of SOLVER.EMA")
+                with isolated_rng():
+                    return {EMA_NAME: self.test(cfg, model)}
+
+            hooks.append(EvalHook(period, evaluate))
+        if metric:
+            of_average = ema is not None and metric.startswith(f"{EMA_NAME}/")
+            writer = WeightsWriter(ema.model if ema and of_average else self.model, self.cfg.OUTPUT_DIR)
+            hooks.append(BestHook(period, writer, metric, self.cfg.TEST.BEST_MODE))
         return hooks
 
     def resume_or_load(self, resume: bool = True) -> None:
@@ -136,11 +174,14 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[BatchedInputs]:
-        """Returns the stock loader, or the one of DISTILL.EXACT_RESUME; both name images they cannot read."""
+        """Returns the stock loader or that of DISTILL.EXACT_RESUME, with the images of DATASETS.UNLABELED.
+
+        Both name images that they cannot read.
+        """
         mapper = NamingMapper(DatasetMapper(cfg, True), skip=cfg.DATALOADER.SKIP_UNREADABLE)
-        if cfg.DISTILL.EXACT_RESUME:
-            return ExactLoader(cfg, mapper)
-        return build_detection_train_loader(cfg, mapper=mapper)
+        exact = cfg.DISTILL.EXACT_RESUME
+        loader = ExactLoader(cfg, mapper) if exact else build_detection_train_loader(cfg, mapper=mapper)
+        return with_unlabeled(loader, cfg, mapper)
 
     def state_dict(self) -> State:
         """Returns iteration, hooks and what Detectron2 0.6 leaves out: the optimiser and the loss scale."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -25,9 +26,12 @@ from mgd_det.methods import (
 from mgd_det.rng import isolated_rng
 
 from . import torchvision_backbone as torchvision_backbone  # which adds its builders to Detectron2's registry
+from .heads import needs_labels
 from .tapped import TappedDetector
 from .taps import student_and_teacher_names
 from .teacher import CONFIG_KEY, Teacher, TeacherSpec
+
+logger = logging.getLogger("detectron2." + __name__)
 
 ARCHITECTURE_KEY = "DISTILL.STUDENT_ARCHITECTURE"
 UNNAMED = {PREDICTIONS: "logits", CROSS_PREDICTIONS: "crosskd"}  # taps that no key names, and their methods
@@ -102,6 +106,34 @@ def build_methods(cfg: CfgNode, student: TappedDetector) -> tuple[dict[str, Meth
         if methods[name].matches:
             methods[name].control = _control(cfg)
     return methods, built[0] if built else None
+
+
+def learn_without_labels(student: nn.Module, methods: Mapping[str, Method]) -> dict[str, Method]:
+    """Returns those of some methods that can learn from images without labels."""
+    return {
+        name: method
+        for name, method in methods.items()
+        if not method.wants_foreground and not any(needs_labels(student, tap) for tap in method.taps)
+    }
+
+
+def check_unlabeled(cfg: CfgNode, student: nn.Module, methods: Mapping[str, Method]) -> None:
+    """Check that a method learns from `DATASETS.UNLABELED`, and log which do not.
+
+    Raises:
+        ConfigError: all methods need labels.
+    """
+    names = list(cfg.DATASETS.UNLABELED)
+    needing = sorted(methods.keys() - learn_without_labels(student, methods).keys())
+    if not (names and needing):
+        return
+    if len(needing) == len(methods):
+        problem = f"the methods of this run need labels: {', '.join(needing)}"
+        remedy = 'Add a method that does not, such as "mgd", to DISTILL.METHODS, or leave the sets out.'
+        raise ConfigError("DATASETS.UNLABELED", names, problem, remedy)
+    logger.info(
+        "DATASETS.UNLABELED: these methods need labels and leave its images out: %s", ", ".join(needing)
+    )
 
 
 def _method_class(cfg: CfgNode, name: str) -> type[Method]:

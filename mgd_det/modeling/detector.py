@@ -14,7 +14,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
 from mgd_det.config import check_values
-from mgd_det.detectron2_types import BatchedInputs, State
+from mgd_det.detectron2_types import UNLABELED, BatchedInputs, State
 from mgd_det.distributed import keep_own_share
 from mgd_det.errors import RESUME_REMEDY, ConfigError
 from mgd_det.maths.gradient_ratios import GradientPoint, GradientRatios
@@ -31,7 +31,15 @@ from mgd_det.methods import (
 from mgd_det.modules import ModuleWithProperties
 from mgd_det.rng import isolated_rng
 
-from .build import build_methods, build_student, check_taps, inspect_student, inspect_teacher
+from .build import (
+    build_methods,
+    build_student,
+    check_taps,
+    check_unlabeled,
+    inspect_student,
+    inspect_teacher,
+    learn_without_labels,
+)
 from .heads import Captured, find_head
 from .inherit import inherit
 from .pairing import pair_maps
@@ -120,6 +128,7 @@ class DistilledDetector(ModuleWithProperties):
         student = (build_student(cfg) if student is None else student).to(torch.device(cfg.MODEL.DEVICE))
         tapped = TappedDetector(student, cfg.DISTILL.BACKBONE)
         methods, built_teacher = build_methods(cfg, tapped) if cfg.DISTILL.ENABLED else ({}, None)
+        check_unlabeled(cfg, student, methods)
         return {
             "student": student,
             "methods": methods,
@@ -213,6 +222,10 @@ class DistilledDetector(ModuleWithProperties):
     def forward(self, batched_inputs: BatchedInputs, *args: Any, **kwargs: Any) -> Any:
         """Runs the student; in training the methods' losses join its own.
 
+        Images without labels, which have True under "unlabeled", do not change the student's own losses. It
+        runs on them, in training mode, in a pass of their own, only as far as the methods need it. A loss
+        of a method that needs no labels is then the mean over all images.
+
         Args:
             batched_inputs: the images, with the student's labels in training.
             *args, **kwargs: for the student.
@@ -225,7 +238,12 @@ class DistilledDetector(ModuleWithProperties):
             NotMatchedError: a method's matching has not been solved yet.
             ConfigError: the teacher is loaded now, and does not fit.
         """
-        if not (self.training and self.methods):
+        if not self.training:
+            return self.student(batched_inputs, *args, **kwargs)
+        unlabeled = [x for x in batched_inputs if x.get(UNLABELED)]
+        if unlabeled:
+            batched_inputs = [x for x in batched_inputs if not x.get(UNLABELED)]
+        if not self.methods:
             return self.student(batched_inputs, *args, **kwargs)
         plan, self._plan = self._plan, self._plan.after_forward()
         if plan.loss_factor == 0:
@@ -246,10 +264,29 @@ class DistilledDetector(ModuleWithProperties):
             if plan.collect_statistics and method.matches:
                 method.observe(features)
             losses.update(method(features))
-        distilled = {name: loss * plan.factor_of(name) for name, loss in losses.items()}
+        # Gradients are compared on the images from which the task learns.
+        combined = self._with_unlabeled(losses, len(batched_inputs), self.to_device(unlabeled))
+        distilled = {name: loss * plan.factor_of(name) for name, loss in combined.items()}
         if points is not None:
             self._gradients = self._compare(losses, distilled, points)
         return self._joined(outputs, distilled)
+
+    def _with_unlabeled(
+        self, losses: Mapping[str, Tensor], num_labeled: int, unlabeled: BatchedInputs
+    ) -> Mapping[str, Tensor]:
+        """Returns losses on images with labels, averaged with those on images without."""
+        if not unlabeled:
+            return losses
+        methods = list(learn_without_labels(self.student, self.methods).values())
+        taps = list(dict.fromkeys(tap for method in methods for tap in method.taps))
+        names = [student_and_teacher_names(tap)[0] for tap in taps]
+        features = self.pair(self.tapped.features(unlabeled, names), unlabeled, taps)
+        share = len(unlabeled) / (num_labeled + len(unlabeled))
+        combined = dict(losses)
+        for method in methods:
+            for name, loss in method(features).items():
+                combined[name] = losses[name] * (1 - share) + loss * share
+        return combined
 
     def _joined(self, outputs: Any, losses: Mapping[str, Tensor]) -> Any:
         """Returns a student's outputs in training with losses added to its own."""

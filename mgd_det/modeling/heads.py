@@ -27,6 +27,7 @@ from mgd_det.methods import (
     CONFIDENCE,
     CROSS_PREDICTIONS,
     HEAD,
+    HEAD_TAPS,
     PREDICTIONS,
     BoxMeaning,
     FeaturesOfTap,
@@ -315,6 +316,17 @@ def find_head(detector: nn.Module) -> Head:
     raise UnknownTap(
         f"{type(detector).__name__} has no head of RetinaNet, FCOS or a Faster or Mask R-CNN with an FPN"
     )
+
+
+def needs_labels(detector: nn.Module, tap: str) -> bool:
+    """Returns True for a tap that gives features only for images with labels.
+
+    The proposals of a two-stage head are sampled by them, and the features of RetinaNet's head count where
+    they leave an anchor that is not ignored.
+    """
+    if tap not in HEAD_TAPS:
+        return False
+    return isinstance(find_head(detector), ProposalHead) or (tap == HEAD and isinstance(detector, RetinaNet))
 
 
 def _has(module: nn.Module, *names: str) -> bool:

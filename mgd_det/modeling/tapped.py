@@ -155,6 +155,19 @@ class TappedDetector:
             raise UnknownTap(f"a forward pass of {name} does not call its backbone {type(backbone).__name__}")
         return BackbonePass(given[0], features, outputs[0] if outputs else None)
 
+    def features(self, batched_inputs: BatchedInputs, names: Sequence[str]) -> Captured:
+        """Returns what the taps give for images, from the detector's own forward pass as far as they need it.
+
+        Args:
+            batched_inputs: the images, as the detector takes them; without labels, even in training mode.
+            names: of taps in the backbone, and of those in the head that need no labels.
+        """
+        names, head_names = backbone_and_head_taps(names)
+        run = self.run(batched_inputs, names, whole=bool(head_names))
+        if not head_names:
+            return run.features
+        return ChainMap(run.features, find_head(self.detector).run(run.outputs, head_names, {}))
+
     def inspect(self, names: Sequence[str]) -> dict[str, TapInfo]:
         """Returns the properties of each tap; the detector is run once, on black images, for it.
 

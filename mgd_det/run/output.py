@@ -23,7 +23,8 @@ EARLIER = ("last_checkpoint", "model_*.pth", "metrics.json")
 # All files of a run, by the names that this project and Detectron2 give them.
 RUN_FILES = (
     *EARLIER,
-    *("config.yaml", "student_config.yaml", "log.txt*", "events.out.tfevents.*", "inference*", "*.partial"),
+    *("config.yaml", "student_config.yaml", "log.txt*", "events.out.tfevents.*"),
+    *("inference*", "ema", "*.partial"),
 )
 # Seconds to wait for a lock. Loader processes of a run that was killed notice that within five.
 PATIENCE = 6
