@@ -47,7 +47,6 @@ def torchvision_file(depth, tmp_path):
 @pytest.fixture
 def detector(student_cfg, depth):
     student_cfg.MODEL.RESNETS.DEPTH = depth
-    student_cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = student_cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 64
     student_cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64 if depth == 18 else 256
     return build_model(student_config(student_cfg)).eval()
 

@@ -17,9 +17,6 @@ from mgd_det.rng import isolated_rng
 CLASSES = 6
 
 SMALL = [
-    # Bottlenecks, which may be narrow; those of ResNet-18 may not. The features have as many channels as its.
-    *("MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.STEM_OUT_CHANNELS", 16),
-    *("MODEL.RESNETS.WIDTH_PER_GROUP", 8, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64),
     *("MODEL.FPN.OUT_CHANNELS", 16, "MODEL.RETINANET.NUM_CONVS", 1),
     *("INPUT.MIN_SIZE_TRAIN", (64,), "INPUT.MIN_SIZE_TEST", 64),
     *("SOLVER.IMS_PER_BATCH", 2, "SOLVER.WARMUP_ITERS", 0),
@@ -70,7 +67,7 @@ dataloader = {"test": {"mapper": {"image_format": "RGB"}}}
 
 
 def small_config(data: Path, output: Path, *opts):
-    """A RetinaNet student on the demonstration set: narrow, trained from scratch on 64 px."""
+    """A RetinaNet R-18 student on the demonstration set: narrow, trained from scratch on 64 px."""
     cfg = load_config(str(ROOT / "configs/demo/student.yaml"), device="cpu")
     register = [
         [f"{split}_{abs(hash(data))}", f"{data}/annotations/{split}.json", f"{data}/{split}"]
@@ -128,7 +125,7 @@ def distil(cfg, methods, teacher: Path, *opts):
 
 
 def small(data, output, kind: str, *opts):
-    """A narrow config of a kind of detector, 64 px: "retinanet", "faster", "mask" or "fcos"."""
+    """A narrow config of a kind of detector, R-18, 64 px: "retinanet", "faster", "mask" or "fcos"."""
     options = {"retinanet": [], "faster": FASTER_RCNN, "mask": MASK_RCNN}
     if kind != "fcos":
         return small_config(data, output, *options[kind], *opts)

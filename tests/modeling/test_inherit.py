@@ -100,7 +100,7 @@ def test_the_log_tells_other_shapes_from_what_only_one_network_has(caplog):
 
 
 def test_a_real_student_takes_over_fpn_and_head(mgd_cfg):
-    """From a wider backbone: everything but what takes the bottom-up network's outputs as its input."""
+    """R-50 to R-18: everything but what takes the bottom-up network's outputs as its input."""
     mgd_cfg.DISTILL.METHODS, mgd_cfg.DISTILL.INHERIT = [], ["fpn", "head"]
     model = build_model(mgd_cfg)
     model.inherit()

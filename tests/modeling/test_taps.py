@@ -101,8 +101,9 @@ def test_taps_after_the_relu_and_by_path(backbone):
         inside = bottom_up.res3[0](bottom_up.res2(bottom_up.stem(x)))
         conv2 = bottom_up.res3[1].conv2(F.relu(bottom_up.res3[1].conv1(inside)))
         assert torch.allclose(features["bottom_up.res3.1.conv2"], conv2, atol=1e-5)
-        res3 = bottom_up.res3[1:](inside)
-        assert torch.allclose(features["bottom_up.res4.0"], bottom_up.res4[0](res3), atol=1e-5)
+        assert torch.allclose(
+            features["bottom_up.res4.0"], bottom_up.res4[0](bottom_up.res3[1](inside)), atol=1e-5
+        )
 
 
 class Pyramid(Backbone):
@@ -205,19 +206,19 @@ def test_a_module_without_feature_maps_is_no_tap(student_cfg):
 def test_batch_norm_parameters_are_reported_only_where_they_are_moments(student_cfg):
     model = build_student(student_cfg)
     info = TappedDetector(model).inspect(["res3", "p3"])
-    norm = model.backbone.bottom_up.res3[-1].conv3.norm
+    norm = model.backbone.bottom_up.res3[-1].conv2.norm
     assert torch.equal(info["res3"].batch_norm[0], norm.weight)
     assert torch.equal(info["res3"].batch_norm[1], norm.bias)
     assert info["p3"].batch_norm is None
 
     frozen = FrozenBatchNorm2d(128)  # as loaded from Caffe2: statistics folded in
     frozen.weight.uniform_()
-    model.backbone.bottom_up.res3[-1].conv3.norm = frozen
+    model.backbone.bottom_up.res3[-1].conv2.norm = frozen
     assert TappedDetector(model).inspect(["res3"])["res3"].batch_norm is None
     frozen.running_mean.uniform_()  # as loaded from torchvision
     assert TappedDetector(model).inspect(["res3"])["res3"].batch_norm is not None
 
-    model.backbone.bottom_up.res3[-1].conv3.norm = torch.nn.GroupNorm(4, 128)
+    model.backbone.bottom_up.res3[-1].conv2.norm = torch.nn.GroupNorm(4, 128)
     assert TappedDetector(model).inspect(["res3"])["res3"].batch_norm is None
 
 

@@ -49,8 +49,8 @@ def test_overrides_reach_the_teacher_alone(teacher_run, mgd_cfg):
     teacher = TeacherSpec.from_config(mgd_cfg).config()
     assert (teacher.INPUT.FORMAT, teacher.MODEL.RETINANET.SCORE_THRESH_TEST) == ("BGR", 0.5)
     assert (mgd_cfg.INPUT.FORMAT, mgd_cfg.MODEL.RETINANET.SCORE_THRESH_TEST) == ("RGB", 0.05)
-    assert teacher.MODEL.RESNETS.WIDTH_PER_GROUP == 16
-    assert mgd_cfg.MODEL.RESNETS.WIDTH_PER_GROUP == 8
+    assert teacher.MODEL.RESNETS.DEPTH == 50
+    assert mgd_cfg.MODEL.RESNETS.DEPTH == 18
 
 
 def test_the_students_keys_do_not_leak_into_the_teachers_config(mgd_cfg):
