@@ -67,6 +67,7 @@ def test_a_checkpointer_that_stores_no_hooks_stores_ours(kind, cfg, caplog):
     resuming.resume_or_load(resume=True)
     assert as_list(resuming.model.distill_state()["imitation"]) == as_list(state["imitation"])
     assert any(as_list(state["imitation"]))
+    caplog.clear()
     with caplog.at_level(logging.INFO, "detectron2"):
         resuming.train()
     assert resuming.iter == 3

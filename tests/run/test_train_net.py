@@ -18,6 +18,7 @@ from helpers.detectors import Perfect, small_config
 from mgd_det import DistilledDetector
 from mgd_det.config import load_config, student_config
 from mgd_det.data.datasets import register_datasets
+from mgd_det.engine.distill_state import DistillState
 from mgd_det.engine.trainer import Trainer
 from mgd_det.errors import ConfigError
 from mgd_det.modeling.teacher import Teacher
@@ -155,15 +156,15 @@ def test_another_teacher_is_not_resumed_with(finished, tmp_path):
     state = checkpoint(run)["trainer"]["hooks"]["RematchHook"]
     cfg = cfg.clone()
     distiller = build_model(cfg)
-    distiller.load_distill_state(state)
+    DistillState(distiller).load_state_dict(state)
     assert distiller.matching[0].ready
     cfg.DISTILL.TEACHER.WEIGHTS = another_teacher(cfg.DISTILL.TEACHER.CONFIG_FILE, tmp_path)
     with pytest.raises(ConfigError, match=r"TEACHER\.WEIGHTS = '.*another\.pth'.*checkpoint.*RESUME_FRESH"):
-        build_model(cfg).load_distill_state(state)
+        DistillState(build_model(cfg)).load_state_dict(state)
     build_model(cfg).load_distill_state({"mgd": state["mgd"]})  # of a version that did not keep the teacher
     cfg.DISTILL.RESUME_FRESH = True
     distiller = build_model(cfg)
-    distiller.load_distill_state(state)
+    DistillState(distiller).load_state_dict(state)
     assert not distiller.matching[0].ready
 
 
