@@ -10,10 +10,11 @@ from typing import Any, Callable, TypedDict
 
 import torch
 import torch.distributed as dist
-from detectron2.engine import DefaultTrainer
+from detectron2.engine import DefaultTrainer, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
+from detectron2.engine.hooks import PeriodicWriter
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage
+from detectron2.utils.events import EventStorage, EventWriter
 from torch import Tensor, nn
 
 # torch has no public base class of its batch norms of 1 to 3 dimensions and of several processes.
@@ -26,6 +27,7 @@ __all__ = [
     "apply_to_tensors",
     "last_eval_results",
     "mapper_of",
+    "metric_writers",
     "restore_scalars",
     "saved_scalars",
     "set_local_group",
@@ -72,6 +74,12 @@ def restore_scalars(storage: EventStorage, scalars: Mapping[str, ScalarHistory],
         storage._smoothing_hints[name] = state["smoothed"]
         if state["data"][-1][1] > last_written:
             storage._latest_scalars[name] = tuple(state["data"][-1])
+
+
+def metric_writers(trainer: TrainerBase) -> list[EventWriter]:
+    """Returns what a trainer writes its scalars with, which its hook keeps to itself."""
+    hooks = [hook for hook in trainer._hooks if isinstance(hook, PeriodicWriter)]
+    return [writer for hook in hooks for writer in hook._writers]
 
 
 def set_local_group(ranks_per_machine: int) -> None:

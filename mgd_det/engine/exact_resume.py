@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mgd_det.checkpoint.checkpointer import trainer_state
-from mgd_det.detectron2_compat import ScalarHistory, restore_scalars, saved_scalars
+from mgd_det.detectron2_compat import ScalarHistory, metric_writers, restore_scalars, saved_scalars
 from mgd_det.detectron2_types import BatchedInputs, State
 from mgd_det.distributed import unwrapped
 from mgd_det.errors import ConfigError
@@ -186,9 +186,19 @@ class ExactResumeHook(HookBase):
     def before_train(self) -> None:
         start = self.trainer.start_iter
         last_written = start // WRITE_PERIOD * WRITE_PERIOD - 1
-        restore_scalars(self.trainer.storage, self._scalars, last_written)
+        complete = True
         if self.trainer.resuming and comm.is_main_process():
-            self._forget_metrics_after(last_written)
+            # A kill between a checkpoint and the writing of the same iteration's metrics has lost these.
+            complete = last_written in self._forget_metrics_after(last_written) or start % WRITE_PERIOD > 0
+        storage = self.trainer.storage
+        if complete or not start:
+            restore_scalars(storage, self._scalars, last_written)
+            return
+        restore_scalars(storage, self._scalars, last_written - WRITE_PERIOD)
+        storage.iter = last_written
+        for writer in metric_writers(self.trainer):
+            writer.write()
+        storage.iter = start
 
     def before_step(self) -> None:
         seed_all(self.seed, self.trainer.iter, comm.get_rank())
@@ -212,18 +222,24 @@ class ExactResumeHook(HookBase):
             if "loss_normalizer" in vars(module)
         }
 
-    def _forget_metrics_after(self, iteration: int) -> None:
-        """Cut off what an interrupted run wrote after its last checkpoint: it will be written again."""
+    def _forget_metrics_after(self, iteration: int) -> list[int]:
+        """Cut off what an interrupted run wrote after its last checkpoint: it will be written again.
+
+        Returns:
+            The iterations of the lines that were written after that checkpoint and stay.
+        """
         if not os.path.isfile(self.metrics_file):
-            return
+            return []
         with open(self.metrics_file, "rb") as f:
             lines = f.readlines()
-        kept = lines[: self._metrics_lines]
+        kept, iterations = lines[: self._metrics_lines], []
         for line in lines[self._metrics_lines :]:
             if not line.endswith(b"\n") or json.loads(line)["iteration"] > iteration:
                 break
             kept.append(line)
+            iterations.append(json.loads(line)["iteration"])
         os.truncate(self.metrics_file, sum(map(len, kept)))
+        return iterations
 
     def state_dict(self) -> State:
         lines = 0

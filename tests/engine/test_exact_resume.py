@@ -140,3 +140,28 @@ def test_a_trainer_of_ones_own_needs_a_seed(student_cfg):
     student_cfg.SEED = -1
     with pytest.raises(ConfigError, match=r"SEED = -1.*Set one"):
         Trainer(student_cfg)
+
+
+def test_metrics_of_an_iteration_whose_checkpoint_was_the_last_that_was_written(student_cfg):
+    """The run was killed between the two."""
+    student_cfg.DISTILL.EXACT_RESUME, student_cfg.SEED, student_cfg.DATASETS.TEST = True, 3, ()
+    student_cfg.SOLVER.CHECKPOINT_PERIOD = 20
+    register_datasets(student_cfg)
+
+    def lines(folder: str, *ends: int):
+        cfg = student_cfg.clone()
+        cfg.OUTPUT_DIR += folder
+        metrics = Path(cfg.OUTPUT_DIR, "metrics.json")
+        for end in ends:
+            torch.manual_seed(0)
+            cfg.SOLVER.MAX_ITER = end
+            trainer = Trainer(cfg)
+            trainer.resume_or_load(resume=end != ends[0])
+            trainer.train()
+            if end == 20:
+                assert '"iteration": 19' in metrics.read_text()
+                metrics.write_text("")
+        found = [json.loads(line) for line in metrics.read_text().splitlines()]
+        return [{k: v for k, v in line.items() if "time" not in k and "seconds" not in k} for line in found]
+
+    assert lines("_killed", 20, 22) == lines("_alone", 22)
