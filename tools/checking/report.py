@@ -41,6 +41,16 @@ printed the following lines and wrote this page:
 """
 
 
+NOT_RUN = {
+    ON_GPU: "GPUs: this machine has none.",
+    "ranks-resume": "Resuming a run of several processes.",
+    "evaluation-kill": "Kills during an evaluation.",
+    "signals": "Signals.",
+    "full-disk": "Full disks.",
+    "concurrent-runs": "Two runs in one folder.",
+}
+
+
 def document(record: Record, lines: Sequence[str], meanings: Mapping[str, str]) -> str:
     """docs/reliability.md, in Markdown.
 
@@ -61,5 +71,5 @@ def document(record: Record, lines: Sequence[str], meanings: Mapping[str, str]) 
             )
             for meaning, of_one in names.items()
         ),
-        not_run="" if ON_GPU in record["results"] else "- GPUs: this machine has none.\n",
+        not_run="".join(f"- {words}\n" for check, words in NOT_RUN.items() if check not in record["results"]),
     )
