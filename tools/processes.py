@@ -25,6 +25,12 @@ LIMIT = 600  # seconds that a process may take
 POLL_SECONDS = 0.2
 
 
+def _default_signals() -> None:
+    """Undo what a background shell or nohup makes this process ignore, and its children with it."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Failed(Exception):
     """A command or a check failed; the text says how."""
 
@@ -60,6 +66,7 @@ class Process:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
                 start_new_session=True,
+                preexec_fn=_default_signals,
             )
 
     def __enter__(self) -> Self:

@@ -121,3 +121,20 @@ def test_the_document_is_the_report_of_the_committed_figures():
     assert (ROOT / "docs/reliability.md").read_text() == selfcheck.report(record)
     assert all(result["passed"] for result in record["results"].values())
     assert {"kill-pass", "kill-online", "stock-resume", "ranks"} <= set(record["results"])
+
+
+IGNORED = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the background of a shell
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from processes import Process
+code = "import signal; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+with Process(Path(sys.argv[2]), "-c", code) as process:
+    process.finish()
+    print(process.output())
+"""
+
+
+def test_commands_get_their_signals_however_the_tool_was_started(tmp_path):
+    assert run_tool("-c", IGNORED, ROOT / "tools", tmp_path / "log").stdout == "True\n\n"
