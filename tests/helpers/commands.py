@@ -82,6 +82,7 @@ def started(stdout: Path, *command, stderr=None, cwd=None, env=(), ignored=()):
 def become(words: list[str], outputs: list[str], cwd: str, environment: dict[str, str], ignored) -> None:
     """Make this process what `python WORDS` would be in that folder, with that environment."""
     os.setsid()
+    multiprocessing.set_start_method(None, force=True)  # that of the system, for what it starts in its turn
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
         signal.signal(number, signal.SIG_IGN if number in ignored else default)

@@ -12,7 +12,7 @@ import torch
 from helpers.commands import ROOT, run_tool, started, torchrun
 
 # Detectron2's launcher insists on CUDA; beside that it does this, with fresh processes where these are forked
-# from the server that this one is of. Both give a process its work as a pickle.
+# from a server of their own. Both give a process its work as a pickle.
 SPAWNED = """
 import importlib
 import sys
