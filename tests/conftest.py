@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 
@@ -14,23 +13,10 @@ import make_demo_data
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
-from detectron2.utils.logger import setup_logger
 from helpers.detectors import small_config
 
 from mgd_det.engine.trainer import Trainer
 from mgd_det.rng import isolated_rng
-
-
-@pytest.fixture(autouse=True)
-def loggers_as_they_were():
-    """Takes back what `setup_logger` does in a test, whose output streams are closed behind it."""
-    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore")]
-    before = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
-    yield
-    for logger, (handlers, level, propagate) in zip(loggers, before):
-        logger.handlers[:], logger.propagate = handlers, propagate
-        logger.setLevel(level)
-    setup_logger.cache_clear()
 
 
 @pytest.fixture(scope="session")

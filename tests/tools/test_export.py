@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import re
 import subprocess
 import sys
@@ -26,6 +27,13 @@ OPTIONS = [
     *("TEST.DETECTIONS_PER_IMAGE", 30, "INPUT.MIN_SIZE_TEST", 160),
 ]
 FCOS_OPTIONS = ["DISTILL.STUDENT_OPTS", ["model.test_score_thresh=0.0"]]
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    """Without the handlers that other tests have left, whose output streams are closed."""
+    for name in ("detectron2", "fvcore"):
+        monkeypatch.setattr(logging.getLogger(name), "handlers", [logging.NullHandler()])
 
 
 def save_run(folder: Path, cfg) -> torch.nn.Module:
