@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .shapes import check_one_shape
+
 
 def channel_softmax_loss(
     student: Tensor, teacher: Tensor, mask: Tensor | None = None, temperature: float = 1.0
@@ -29,10 +31,7 @@ def channel_softmax_loss(
     Raises:
         ValueError: the shapes do not fit each other.
     """
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must have one shape"
-        )
+    check_one_shape(student, teacher)
     found = _log_distribution(student, mask, temperature)
     target = _log_distribution(teacher.detach().to(found.dtype), mask, temperature)
     divergence = F.kl_div(found, target, reduction="sum", log_target=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .moments import position_count, standardised
+from .shapes import check_one_shape
 
 
 def correlation_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -26,9 +27,6 @@ def correlation_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = Non
     Raises:
         ValueError: the shapes do not fit each other.
     """
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must have one shape"
-        )
+    check_one_shape(student, teacher)
     difference = standardised(student, mask) - standardised(teacher.detach(), mask)
     return 0.5 * difference.square().sum() / (position_count(student, mask) * student.shape[1])

@@ -12,6 +12,7 @@ from torch.autograd.function import BackwardCFunction, once_differentiable
 
 from .kernels import pooled_difference
 from .matching import check_positions, group_members
+from .shapes import check_one_shape
 
 
 def partial_l2(
@@ -36,10 +37,7 @@ def partial_l2(
         ValueError: the reduction is unknown, or student and target differ in shape.
     """
     _check_reduction(reduction)
-    if student.shape != target.shape:
-        raise ValueError(
-            f"student {tuple(student.shape)} and target {tuple(target.shape)} must have one shape"
-        )
+    check_one_shape(student, target, "target")
     dtype = torch.promote_types(student.dtype, torch.float32)
     student = student.to(dtype)
     target = torch.maximum(target.detach().to(dtype), margin.to(dtype)[:, None, None])
