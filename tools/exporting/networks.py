@@ -19,6 +19,7 @@ from mgd_det.config import load_config, uses_teacher
 from mgd_det.data.datasets import check_datasets, register_datasets
 from mgd_det.errors import ConfigError
 from mgd_det.modeling.teacher import TeacherSpec
+from mgd_det.modeling.wrapping import student_of as detector_inside
 from mgd_det.run.evaluation import load_student
 
 
@@ -65,8 +66,7 @@ def student_of(cfg: CfgNode) -> Network:
     Raises:
         ConfigError: its weights do not fit, or it is of a kind that is not exported.
     """
-    distiller: Any = load_student(cfg, resume=False)
-    student = getattr(distiller, "student", distiller)  # a stock trainer's run has no distiller around it
+    student = detector_inside(load_student(cfg, resume=False))
     # Panoptic FPN derives from GeneralizedRCNN, and returns more than detections.
     if type(student) is not GeneralizedRCNN and not isinstance(student, DenseDetector):
         problem = f"its student is a {type(student).__name__}"
