@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -234,10 +235,11 @@ class ExactResumeHook(HookBase):
             lines = f.readlines()
         kept, iterations = lines[: self._metrics_lines], []
         for line in lines[self._metrics_lines :]:
-            if not line.endswith(b"\n") or json.loads(line)["iteration"] > iteration:
+            written = json.loads(line)["iteration"] if line.endswith(b"\n") else math.inf
+            if written > iteration:
                 break
             kept.append(line)
-            iterations.append(json.loads(line)["iteration"])
+            iterations.append(written)
         os.truncate(self.metrics_file, sum(map(len, kept)))
         return iterations
 
