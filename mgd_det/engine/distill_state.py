@@ -1,4 +1,4 @@
-"""What the methods learn beside the student, in the checkpoints of any trainer or loop."""
+"""The state of the methods, as an object for the checkpoints of any trainer or loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run's batches depend on, so that a resumed run can tell whether it goes on with the same."""
+"""Fingerprints of a run's seed, batch and data, which a resumed run compares with its checkpoint's."""
 
 from __future__ import annotations
 

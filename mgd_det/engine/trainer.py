@@ -195,7 +195,7 @@ class Trainer(DefaultTrainer):
 
     @cached_property
     def fingerprint(self) -> dict[str, object]:
-        """What the run's batches depend on, by config key."""
+        """The seed, batch size and data sets of the run, by config key, for its checkpoints."""
         return fingerprint(self.cfg)
 
     def build_writers(self) -> list[EventWriter]:

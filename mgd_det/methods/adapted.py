@@ -1,4 +1,4 @@
-"""What the methods share that compare the student's adapted features with the teacher's, tap by tap."""
+"""The base of methods that compare the student's adapted features with the teacher's, tap by tap."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ STRIDES = {"stem": 2, "res2": 4, "res3": 8, "res4": 16, "res5": 32}
 
 
 class FeatureMap(NamedTuple):
-    """What one operation of a network returns."""
+    """The features that one operation of a network returns."""
 
     node: str  # torchvision's name of the operation, such as "features.3.add"
     stride: int

@@ -110,7 +110,7 @@ def test_a_constant_channel_counts_a_half_and_has_no_gradient(value: float, side
 
 
 def test_one_position_is_constant() -> None:
-    """As p7 of one small image."""
+    """A map of one position is constant, as p7 of one small image is."""
     student = torch.ones(1, 2, 1, 1, requires_grad=True)
     loss = correlation_loss(student, torch.full((1, 2, 1, 1), 5.0))
     loss.backward()
