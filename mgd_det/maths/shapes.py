@@ -14,6 +14,5 @@ def check_one_shape(student: Tensor, other: Tensor, name: str = "teacher") -> No
         name: what the message calls those.
     """
     if student.shape != other.shape:
-        raise ValueError(
-            f"student {tuple(student.shape)} and {name} {tuple(other.shape)} must have one shape"
-        )
+        shapes = f"student {tuple(student.shape)} and {name} {tuple(other.shape)}"
+        raise ValueError(f"{shapes} must have one shape")

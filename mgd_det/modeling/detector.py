@@ -530,7 +530,7 @@ class DistilledDetector(ModuleWithProperties):
         return self.student.load_state_dict(*args, **kwargs)
 
     def _load_from_state_dict(self, state: State, prefix: str, *args: Any) -> None:
-        """Loads the student's where the detector is a part of another module; the methods stay as they are."""
+        """Loads the student alone, where the detector is a part of another module."""
         for name in [name for name in state if name.startswith(prefix)]:
             state[f"{prefix}student.{name.removeprefix(prefix)}"] = state.pop(name)
         cast(nn.Module, self.methods).state_dict(destination=state, prefix=f"{prefix}methods.")
