@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -235,7 +234,9 @@ class ExactResumeHook(HookBase):
             lines = f.readlines()
         kept, iterations = lines[: self._metrics_lines], []
         for line in lines[self._metrics_lines :]:
-            written = json.loads(line)["iteration"] if line.endswith(b"\n") else math.inf
+            if not line.endswith(b"\n"):
+                break
+            written = json.loads(line)["iteration"]
             if written > iteration:
                 break
             kept.append(line)
