@@ -10,13 +10,17 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.solver import build_optimizer as build_stock_optimizer
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from packaging.version import Version
 from torch import nn
 
-from mgd_det.config.values import RUN_VALUES, OneOf
+from mgd_det.config.values import DTYPES, RUN_VALUES, OneOf
 from mgd_det.detectron2_types import State
 from mgd_det.errors import ConfigError
 
 logger = logging.getLogger("detectron2." + __name__)
+
+# Before torch 2.4, CPUs have no fused AdamW. It takes a sixth of the time of the plain one there.
+FUSED_ANYWHERE = Version(torch.__version__) >= Version("2.4")
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -35,7 +39,10 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
     )
     adamw = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
-    return adamw(params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+    # A fused step undoes float16's loss scale by itself, after the gradients have been clipped: too late.
+    scaled = cfg.SOLVER.AMP.ENABLED and DTYPES[cfg.SOLVER.AMP.DTYPE] is torch.float16
+    fused = FUSED_ANYWHERE and not scaled
+    return adamw(params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY, fused=fused)
 
 
 def hyperparameters(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:

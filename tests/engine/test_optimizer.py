@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 
+import pytest
 import torch
 from torch import nn
 
 from mgd_det.engine.optimizer import (
+    FUSED_ANYWHERE,
+    build_optimizer,
     carried_over,
     hyperparameters,
     parameter_names,
@@ -69,3 +72,27 @@ def test_a_resumed_optimiser_takes_the_values_of_this_run_and_says_so(caplog):
     ]
     optimizer.load_state_dict(before)
     assert not restore_hyperparameters(optimizer, [{"weight_decay": 0.5}])
+
+
+@pytest.mark.parametrize(
+    ("precision", "fused"),
+    [([False, "float16"], FUSED_ANYWHERE), ([True, "bfloat16"], FUSED_ANYWHERE), ([True, "float16"], False)],
+)
+def test_adamw_is_fused_where_no_loss_scale_comes_between_it_and_clipping(precision, fused, student_cfg):
+    student_cfg.SOLVER.OPTIMIZER = "AdamW"
+    student_cfg.SOLVER.AMP.ENABLED, student_cfg.SOLVER.AMP.DTYPE = precision
+    optimizer = build_optimizer(student_cfg, nn.Linear(2, 3))
+    assert optimizer.param_groups[0]["fused"] is fused
+
+
+def test_gradients_are_clipped_before_a_fused_step(student_cfg):
+    student_cfg.SOLVER.OPTIMIZER, student_cfg.SOLVER.CLIP_GRADIENTS.ENABLED = "AdamW", True
+    student_cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.5
+    model = nn.Linear(2, 3)
+    optimizer = build_optimizer(student_cfg, model)
+    model.weight.grad, model.bias.grad = torch.full((3, 2), 8.0), torch.full((3,), -8.0)
+    optimizer.step()
+    assert torch.equal(model.weight.grad, torch.full((3, 2), 0.5))
+    assert torch.equal(model.bias.grad, torch.full((3,), -0.5))
+    # The first moment after one step is (1 - beta_1) times the clipped gradient.
+    assert torch.allclose(optimizer.state[model.weight]["exp_avg"], torch.full((3, 2), 0.05))
