@@ -306,7 +306,8 @@ def _add_cwd(cfg: CfgNode) -> None:
     # Channel-wise distillation (ICCV 2021): the divergence of each channel's softmax over the positions from
     # the teacher's, through a 1x1 convolution where the widths differ.
     cfg.DISTILL.CWD = CfgNode()
-    # As DISTILL.IMITATION.TAPS.
+    # As DISTILL.IMITATION.TAPS; and "classes", the class predictions of a RetinaNet or an FCOS, whose anchors
+    # and classes must be the teacher's. The loss there is the mean over the levels.
     cfg.DISTILL.CWD.TAPS = ["p3", "p4", "p5"]
     # The loss weight, one for all taps or one for each. With the default it pulls about as strongly in the
     # demonstration as imitation does with its own. The paper has 10 for FPN outputs.

@@ -11,6 +11,7 @@ from . import (  # noqa: F401  (they register themselves)
     pkd,
 )
 from .base import (
+    CLASS_MAPS,
     CONFIDENCE,
     CROSS_PREDICTIONS,
     HEAD,
@@ -37,6 +38,7 @@ from .base import (
 )
 
 __all__ = [
+    "CLASS_MAPS",
     "CONFIDENCE",
     "CROSS_PREDICTIONS",
     "HEAD",

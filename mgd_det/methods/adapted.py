@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
-from .base import Features, LossInfo, Method, TapFeatures, TapInfo, maps_at
+from .base import Features, LossInfo, Method, TapFeatures, TapInfo, levels_at
 from .settings import module_key
 
 
 class AdaptedMethod(Method):
-    """A method with one loss at each tap. Subclasses define `distance`.
+    """A method with one loss at each tap, at a tap in the head the mean over its levels.
+
+    Subclasses define `distance`.
 
     Args:
         name: name of the method, which the names of its losses contain.
@@ -33,10 +36,11 @@ class AdaptedMethod(Method):
         return "LOSS_WEIGHTS"
 
     def forward(self, features: Features) -> dict[str, Tensor]:
-        return {
-            name: self.distance(tap, maps_at(features, tap)) * weight
-            for name, (tap, weight) in self.losses.items()
-        }
+        losses = {}
+        for name, (tap, weight) in self.losses.items():
+            levels = levels_at(features, tap)
+            losses[name] = torch.stack([self.distance(tap, level) for level in levels]).mean() * weight
+        return losses
 
     def adapted(self, tap: str, features: TapFeatures) -> Tensor:
         """Returns the student's features behind the adapter, (N, Ct, H, W)."""

@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
 HEAD = "head"  # the tap of the features before the classifier, wherever the detector has it
 PREDICTIONS = "predictions"  # the tap of what the detector's head predicts
+CLASS_MAPS = "classes"  # the tap of a dense head's class logits as maps, a channel for each anchor and class
 CONFIDENCE = "confidence"  # the tap of a dense teacher's `TapFeatures.confidence`, which no student has
 # The tap of what a dense teacher's head predicts from the student's features, half-way through the two heads.
 CROSS_PREDICTIONS = "cross_predictions"
-HEAD_TAPS = (HEAD, PREDICTIONS, CONFIDENCE, CROSS_PREDICTIONS)
+HEAD_TAPS = (HEAD, PREDICTIONS, CLASS_MAPS, CONFIDENCE, CROSS_PREDICTIONS)
 
 
 class TapFeatures(NamedTuple):
@@ -62,7 +63,8 @@ class PredictionPair(NamedTuple):
 
 
 # A plain tap gives one TapFeatures; `HEAD` one for each level of a dense head, or one of shape (R, C, 1, 1)
-# for the R proposals of a two-stage one; `PREDICTIONS` and `CROSS_PREDICTIONS` a pair.
+# for the R proposals of a two-stage one; `CLASS_MAPS` one for each level; `PREDICTIONS` and
+# `CROSS_PREDICTIONS` a pair.
 FeaturesOfTap = Union[TapFeatures, "list[TapFeatures]", PredictionPair]
 Features = Mapping[str, FeaturesOfTap]
 
@@ -75,7 +77,7 @@ def maps_at(features: Features, tap: str) -> TapFeatures:
 
 
 def levels_at(features: Features, tap: str) -> list[TapFeatures]:
-    """Returns the features of `HEAD`, level by level, or of a tap in the backbone as the only one."""
+    """Returns the features of `HEAD` or `CLASS_MAPS` by level, or those of a tap in the backbone alone."""
     found = features[tap]
     if isinstance(found, TapFeatures):
         return [found]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from mgd_det.errors import ConfigError
 from mgd_det.maths.soft_targets import (
     foreground_confidence,
     sigmoid_soft_loss,
@@ -30,15 +28,11 @@ from .base import (
     predictions_in,
     register_method,
 )
+from .same_predictions import check_box_outputs, check_predictions
 from .settings import above_zero, number
 
 if TYPE_CHECKING:
     from yacs.config import CfgNode
-
-# Fields of `BoxMeaning`, and how an error message names them. Row fields tell what each row predicts for, and
-# must agree even without the box loss.
-ROW_FIELDS = {"anchors": "anchors are", "anchor_offset": "anchors' offset is"}
-OUTPUT_FIELDS = {"columns": "box outputs are", "coding": "box coding is"}
 
 
 @register_method("logits")
@@ -76,34 +70,11 @@ class Logits(Method):
         )
 
     def attach(self, student: Mapping[str, TapInfo], teacher: Mapping[str, TapInfo]) -> None:
-        ours, theirs = self.head, teacher[PREDICTIONS].head
+        theirs = teacher[PREDICTIONS].head
         assert theirs is not None
-        remedy = 'Choose a teacher that predicts the same, or leave "logits" out of DISTILL.METHODS.'
-        if (ours.kind, ours.softmax) != (theirs.kind, theirs.softmax):
-            problem = f"the student predicts {_described(ours)}, and the teacher {_described(theirs)}"
-            raise ConfigError("DISTILL.METHODS", "logits", problem, remedy)
-        if ours.num_classes != theirs.num_classes:
-            raise ConfigError(
-                "DISTILL.METHODS",
-                "logits",
-                f"the student has {ours.num_classes} classes (NUM_CLASSES of its MODEL keys, "
-                "`num_classes` of a LazyConfig), and the "
-                f"teacher {theirs.num_classes}",
-                remedy,
-            )
-        for field, words in {**ROW_FIELDS, **OUTPUT_FIELDS}.items():
-            meanings = [getattr(head.boxes, field) for head in (ours, theirs)]
-            if meanings[0] == meanings[1] or not (self.box_weight or field in ROW_FIELDS):
-                continue
-            student_boxes, teacher_boxes = (textwrap.shorten(str(x), 100) for x in meanings)
-            raise ConfigError(
-                "DISTILL.METHODS",
-                "logits",
-                f"the student's {words} {student_boxes}, the teacher's {teacher_boxes}",
-                "Give both the same MODEL.ANCHOR_GENERATOR, BBOX_REG_WEIGHTS and CLS_AGNOSTIC_BBOX_REG, or "
-                "what a LazyConfig has for them"
-                + ("." if field in ROW_FIELDS else ", or set DISTILL.LOGITS.BOX_WEIGHT 0."),
-            )
+        check_predictions("logits", self.head, theirs)
+        if self.box_weight:
+            check_box_outputs("logits", self.head, theirs, "set DISTILL.LOGITS.BOX_WEIGHT 0")
 
     @property
     def losses(self) -> dict[str, LossInfo]:
@@ -143,7 +114,3 @@ class Logits(Method):
             return found.flatten() if teacher.boxes.shape[1] > 4 else found.sum(1)
         weight = foreground_confidence(teacher.scores)
         return weight if mask is None else torch.where(mask, weight, 0.0)
-
-
-def _described(head: HeadInfo) -> str:
-    return f"{head.kind} by {'softmax' if head.softmax else 'sigmoid'}"

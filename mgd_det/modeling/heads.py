@@ -24,6 +24,7 @@ from mgd_det.errors import UnknownTap
 from mgd_det.maths.foreground import class_confidence
 from mgd_det.maths.moments import with_moments_of
 from mgd_det.methods import (
+    CLASS_MAPS,
     CONFIDENCE,
     CROSS_PREDICTIONS,
     HEAD,
@@ -46,9 +47,9 @@ PROPOSALS = "proposals"  # boxes of a two-stage student's proposals, which the t
 BOX_CODING = ("weights", "scale_clamp", "normalize_by_size")  # attributes of Detectron2's box transforms
 
 # Output of one forward pass by tap: (N, C, H, W) of the backbone. A dense head gives a list of these for
-# `HEAD`, for `PREDICTIONS` lists by level of scores, boxes and, of FCOS, centerness, and as a teacher's for
-# `CONFIDENCE` a map (N, 1, H, W) by the stride of the level. A box head gives
-# (R, C) for `HEAD`, (scores, boxes) for `PREDICTIONS`, and for `PROPOSALS` the (R, 4) boxes of each image.
+# `HEAD` and `CLASS_MAPS`, for `PREDICTIONS` lists by level of scores, boxes and, of FCOS, centerness, and as
+# a teacher's for `CONFIDENCE` a map (N, 1, H, W) by the stride of the level. A box head gives (R, C) for
+# `HEAD`, (scores, boxes) for `PREDICTIONS`, and for `PROPOSALS` the (R, 4) boxes of each image.
 Captured = MutableMapping[str, Any]
 
 
@@ -99,13 +100,15 @@ class DenseHead:
         """While active, a forward pass of the head fills the yielded dict."""
         maps: list[Tensor] = []
         half_way = HalfWay([], [])
-        found: dict[str, object] = {HEAD: maps, HALF_WAY: half_way}
+        classes: list[Tensor] = []
+        found: dict[str, object] = {HEAD: maps, CLASS_MAPS: classes, HALF_WAY: half_way}
 
         def appending_to(levels: list[Tensor]) -> Hook:
             return lambda module, args, output: levels.append(output)
 
         hooks: dict[str, list[tuple[nn.Module, Hook]]] = {
             HEAD: [(self.head.cls_subnet, appending_to(maps))],
+            CLASS_MAPS: [(self.head.cls_score, appending_to(classes))],
             PREDICTIONS: [(self.head, lambda module, args, output: found.update({PREDICTIONS: output}))],
             CROSS_PREDICTIONS: [
                 (subnet[_half(subnet) - 1], appending_to(levels))
@@ -132,8 +135,10 @@ class DenseHead:
             found[TEACHERS_HEAD] = self
         else:
             found = {HEAD: [self.head.cls_subnet(x) for x in maps]}
+            if not {CLASS_MAPS, CONFIDENCE}.isdisjoint(taps):
+                found[CLASS_MAPS] = [self.head.cls_score(x) for x in found[HEAD]]
         if CONFIDENCE in taps:
-            scores = found[PREDICTIONS][0] if whole else map(self.head.cls_score, found[HEAD])
+            scores = found[PREDICTIONS][0] if whole else found[CLASS_MAPS]
             found[CONFIDENCE] = dict(zip(self.strides, map(class_confidence, scores)))
         return found
 
@@ -148,8 +153,10 @@ class DenseHead:
             return head.cross(student[HALF_WAY], teacher, images)._replace(normalizer=normalizer)
         if tap == PREDICTIONS:
             return self._pair_predictions(student[PREDICTIONS], teacher[PREDICTIONS], images)
-        counts = self._labelled(student[HEAD], batched_inputs)
-        levels = zip(student[HEAD], teacher[HEAD], self.strides, counts)
+        maps = student[tap]
+        # Class scores count everywhere. The features before them count where an anchor is not ignored.
+        counts = self._labelled(maps, batched_inputs) if tap == HEAD else [None] * len(maps)
+        levels = zip(maps, teacher[tap], self.strides, counts)
         return [pair_maps(s, t, images, stride, counts=c) for s, t, stride, c in levels]
 
     def cross(self, student: HalfWay, own: Captured, images: Sequence[Tensor]) -> PredictionPair:

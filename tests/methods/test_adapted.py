@@ -11,7 +11,7 @@ from torch import nn
 
 from mgd_det.config import add_mgd_config
 from mgd_det.errors import ConfigError
-from mgd_det.methods import LossInfo, TapFeatures, TapInfo
+from mgd_det.methods import BoxMeaning, HeadInfo, LossInfo, TapFeatures, TapInfo
 from mgd_det.methods.cwd import CWD
 from mgd_det.methods.imitation import Imitation
 from mgd_det.methods.masked_generation import MaskedGeneration
@@ -30,6 +30,15 @@ def from_config(name: str, **keys):
         node[key] = value
     ours, theirs = ({tap: TapInfo(c, 8, True) for tap, c in widths.items()} for widths in (STUDENT, TEACHER))
     return METHODS[name].from_config(node, lambda taps: ours, lambda taps: theirs)
+
+
+def on_class_maps(student: HeadInfo, teacher: HeadInfo) -> CWD:
+    cfg = get_cfg()
+    add_mgd_config(cfg)
+    cfg.DISTILL.CWD.TAPS, cfg.DISTILL.CWD.LOSS_WEIGHTS = ["classes"], [1.0]
+    infos = ({"classes": TapInfo(9, [8], True, head=head)} for head in (student, teacher))
+    ours, theirs = infos
+    return CWD.from_config(cfg.DISTILL.CWD, lambda taps: ours, lambda taps: theirs)
 
 
 def seeded(name: str, **keys):
@@ -111,6 +120,44 @@ def test_cwd_by_hand():
     divergence = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
     features = TapFeatures(row(7.0, 7.0, 0.0), row(5.0, 5 + 2 * math.log(3), 99.0), row(1, 1, 0).bool())
     assert method({"p3": features})["loss_cwd_p3"].item() == pytest.approx(3 * 4 * divergence, rel=1e-5)
+
+
+def test_cwd_on_class_maps_is_the_mean_over_the_levels():
+    """No adapter stands between them. One level has the divergence above at T = 1, the other none."""
+    head = HeadInfo("anchors", 2, BoxMeaning({}), 0.01, False)
+    method = on_class_maps(head, head)
+    method.attach(
+        {"classes": TapInfo(9, [8, 16], True, head=head)}, {"classes": TapInfo(9, [8, 16], True, head=head)}
+    )
+    divergence = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
+    levels = [
+        TapFeatures(row(7.0, 7.0, 0.0), row(5.0, 5 + math.log(3), 99.0), row(1, 1, 0).bool()),
+        TapFeatures(row(1.0, 2.0), row(4.0, 5.0), None),
+    ]
+    assert method({"classes": levels})["loss_cwd_classes"].item() == pytest.approx(divergence / 2, rel=1e-5)
+    assert not list(method.parameters())
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "message"),
+    [
+        ({"kind": "proposals"}, {}, r"CWD\.TAPS = \['classes'\].*the student has no class maps"),
+        ({}, {"kind": "proposals"}, r"CWD\.TAPS = \['classes'\].*the teacher has no class maps"),
+        (
+            {},
+            {"kind": "points"},
+            "METHODS = 'cwd': the student predicts anchors by sigmoid, and the teacher points",
+        ),
+        ({}, {"num_classes": 3}, r"METHODS = 'cwd': the student has 2 classes .* teacher 3"),
+        ({}, {"boxes": BoxMeaning({}, anchors=[[[0.0, 0.0, 8.0, 8.0]]])}, "METHODS = 'cwd': .*anchors are"),
+    ],
+)
+def test_class_maps_that_cannot_be_compared_are_named(ours, theirs, message):
+    head = HeadInfo("anchors", 2, BoxMeaning({}), 0.01, False)
+    student, teacher = head._replace(**ours), head._replace(**theirs)
+    with pytest.raises(ConfigError, match=message):
+        infos = [{"classes": TapInfo(9, [8], True, head=x)} for x in (student, teacher)]
+        on_class_maps(student, teacher).attach(*infos)
 
 
 @pytest.mark.parametrize(

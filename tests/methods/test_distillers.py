@@ -94,6 +94,18 @@ def step(detector, batch):
         return detector(batch)
 
 
+@pytest.mark.parametrize("kind", ["retinanet", "fcos"])
+def test_cwd_on_class_maps_teaches_the_classifier_alone(kind, make, labelled):
+    detector = built(make(kind, ["cwd"], "DISTILL.CWD.TAPS", ["classes"]))
+    loss = step(detector, labelled)["loss_cwd_classes"]
+    loss.backward()
+    head = detector.student.head
+    assert loss > 0
+    assert head.cls_score.weight.grad.any()
+    assert head.cls_subnet[0].weight.grad.any()
+    assert head.bbox_pred.weight.grad is None
+
+
 @pytest.mark.parametrize(("kind", "methods", "names"), CASES)
 def test_a_method_in_a_whole_distiller(kind, methods, names, make, labelled, teachers):
     batch = with_masks(labelled) if kind == "mask" else labelled

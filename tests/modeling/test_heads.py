@@ -414,6 +414,30 @@ def test_a_dense_teachers_confidence_is_its_largest_class_probability(request, k
     assert calls.counts == {"boxes": 5, "classes": 15}
 
 
+@pytest.mark.parametrize("kind", ["retinanet", "fcos"])
+def test_class_maps_are_the_class_scores_of_the_levels(request, kind, labelled):
+    """A channel for each anchor and class, whatever else is asked for; padding does not count."""
+    detector = request.getfixturevalue(kind).eval().requires_grad_(False)
+    head, features = find_head(detector), on(detector, labelled)
+    expected = detector.head([features[name] for name in detector.head_in_features])[0]
+    calls = Calls(boxes=detector.head.bbox_subnet)
+    for taps in (["classes"], ["classes", "confidence"], [*BOTH, "classes", "confidence"]):
+        found = head.run(features, taps, {})
+        assert len(found["classes"]) == 5
+        assert all(torch.allclose(x, y) for x, y in zip(found["classes"], expected))
+    assert calls.counts == {"boxes": 5}
+    with head.capture(["classes"]) as captured:
+        detector.head([features[name] for name in detector.head_in_features])
+    levels = head.pair("classes", captured, found, labelled)
+    assert all(torch.equal(level.student, x) for level, x in zip(levels, expected))
+    pixels = [x["image"] for x in labelled]
+    masks = [unpadded_mask(pixels, s, *x.shape[2:]) for s, x in zip(head.strides, expected)]
+    assert all(
+        m is None if level.mask is None else torch.equal(level.mask, m) for level, m in zip(levels, masks)
+    )
+    assert masks[0] is not None  # the images differ in size
+
+
 # What a teacher's head predicts from a student's features.
 
 
