@@ -1,0 +1,97 @@
+#!/usr/bin/env python
+"""Split a COCO-format file into images that keep their labels and the rest, for training with few labels.
+
+Which images keep them depends on their file names and the seed alone. A smaller share is part of a larger one
+with the same seed. The rest keeps its annotations in its file; as DATASETS.UNLABELED they are never read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from commandline import argument_parser, bad_input_in_one_line, say
+
+from mgd_det.errors import ConfigError
+
+EXAMPLES = """
+examples:
+  tools/cut_labels.py datasets/shapes/annotations/train.json --share 0.25
+    (writes train_25_labelled.json and train_25_rest.json beside it)
+  tools/cut_labels.py mine/train.json --share 0.1 --seed 7 --out few
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argument_parser(__doc__, EXAMPLES)
+    parser.add_argument("annotations", type=Path, metavar="FILE.json")
+    parser.add_argument("--share", type=float, required=True, help="of the images that keep their labels")
+    parser.add_argument("--seed", type=int, default=0, help="another one keeps others (default: 0)")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: beside the file")
+    args = parser.parse_args(argv)
+    with bad_input_in_one_line():
+        cut(args)
+
+
+def cut(args: argparse.Namespace) -> None:
+    """Write both parts.
+
+    Raises:
+        ConfigError: the share is none, or the file cannot be read.
+    """
+    if not 0 < args.share < 1:
+        raise ConfigError("--share", args.share, "not between 0 and 1", "Give one such as 0.25.")
+    coco = read(args.annotations)
+    labelled, rest = split(coco, args.share, args.seed)
+    folder = args.out or args.annotations.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, part in {"labelled": labelled, "rest": rest}.items():
+        path = folder / f"{args.annotations.stem}_{100 * args.share:g}_{name}.json"
+        path.write_text(json.dumps(part), encoding="utf-8")
+        say(f"{path}: {len(part['images'])} images, {len(part['annotations'])} annotations")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Returns the content of a COCO-format file.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    remedy = "Give a COCO-format file with images and annotations."
+    try:
+        coco = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError("FILE.json", str(path), f"cannot be read ({error})", remedy) from error
+    if not isinstance(coco, dict) or not all(
+        isinstance(coco.get(k), list) for k in ("images", "annotations")
+    ):
+        raise ConfigError("FILE.json", str(path), "has no lists 'images' and 'annotations'", remedy)
+    return coco
+
+
+def split(coco: dict[str, Any], share: float, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the part with `share` of the images, rounded, and the rest, each with its own annotations."""
+
+    def place(image: dict[str, Any]) -> bytes:
+        return hashlib.sha256(f"{seed}:{image['file_name']}".encode()).digest()
+
+    ranked = sorted(coco["images"], key=place)
+    kept = {image["id"] for image in ranked[: round(share * len(ranked))]}
+    return _part(coco, kept), _part(coco, {image["id"] for image in ranked} - kept)
+
+
+def _part(coco: dict[str, Any], ids: set[Any]) -> dict[str, Any]:
+    """Returns the images with these ids and their annotations, in the order of the file."""
+    return {
+        **coco,
+        "images": [image for image in coco["images"] if image["id"] in ids],
+        "annotations": [x for x in coco["annotations"] if x["image_id"] in ids],
+    }
+
+
+if __name__ == "__main__":
+    main()
