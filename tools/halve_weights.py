@@ -2,7 +2,7 @@
 """Write a trained detector's weights in half the size, to hand them on: float16, without the trainer's state.
 
 Running statistics of norms stay as they are, because float16 may not hold them. Detectron2 loads the file
-like any other, into float32. Detections differ by the rounding: `tools/train_net.py --eval-only` measures both.
+like any other, into float32. Detections differ by the rounding: `tools/train_net.py --eval-only` measures it.
 """
 
 from __future__ import annotations
