@@ -35,7 +35,7 @@ def main() -> None:
     optimizer = build_optimizer(cfg, model)  # of the student, and of what the methods learn beside it
     scheduler = build_lr_scheduler(cfg, optimizer)
     matching = MatchingSchedule.from_config(cfg)  # DISTILL.MATCHING: solves from images of the training set
-    weights = WeightSchedule.from_config(cfg)  # DISTILL.SCHEDULE
+    weights = WeightSchedule.from_config(cfg)  # DISTILL.SCHEDULE and DISTILL.TEACHER.EVERY
 
     learnt = DistillState(model)  # the matching, and what the methods learn beside the student
     checkpointer = DetectionCheckpointer(
@@ -57,8 +57,12 @@ def main() -> None:
     loader = iter(build_detection_train_loader(cfg))
     with EventStorage(start) as storage:  # which Detectron2's networks log to
         for step in range(start, cfg.SOLVER.MAX_ITER):
-            plan = StepPlan(loss_factor=weights.factor(step), collect_statistics=matching.collects(step))
-            if plan.loss_factor > 0:
+            plan = StepPlan(
+                loss_factor=weights.factor(step),
+                collect_statistics=matching.collects(step),
+                skipped=weights.skips(step),
+            )
+            if not plan.stopped:
                 for report in matching.solve_if_due(model, step):
                     print(f"step {step}: {report.name} matched at a mean cost of {report.cost:.3f}")
             model.plan_step(plan)

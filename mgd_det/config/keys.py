@@ -178,6 +178,9 @@ def _add_teacher(cfg: CfgNode) -> None:
     cfg.DISTILL.TEACHER.OPTS = []
     # As DISTILL.BACKBONE, in the teacher.
     cfg.DISTILL.TEACHER.BACKBONE = ""
+    # The teacher runs in every k-th iteration only, in which the distillation losses are multiplied by k, so
+    # that a weight means the same. In the others the student learns from its task alone.
+    cfg.DISTILL.TEACHER.EVERY = 1
     # The precision that the teacher computes in: "float32", "float16" or "bfloat16". If empty, it is that
     # of the training.
     cfg.DISTILL.TEACHER.DTYPE = ""

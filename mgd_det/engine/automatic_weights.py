@@ -28,29 +28,33 @@ class AutomaticWeights:
 
     The gradients are compared at the loss's tap, see `DistilledDetector.take_gradient_ratios`. They are
     measured in the first iterations and every `period` iterations from then on, and smoothed in their
-    logarithm. A loss counts nothing before its first measurement.
+    logarithm. A loss counts nothing before its first measurement. Iterations without the teacher do not
+    count.
 
     Args:
         strength: the ratio of the two gradients' norms; 0 leaves the weights as they are given.
         period: iterations from one measurement to the next; 0 measures in the first iterations alone.
         until: iteration from which the weights stay as they are; 0: no end.
+        teacher_every: the teacher runs in every so many iterations only.
     """
 
-    def __init__(self, strength: float, period: int = 0, until: int = 0) -> None:
+    def __init__(self, strength: float, period: int = 0, until: int = 0, teacher_every: int = 1) -> None:
         self.strength, self.period, self.until = strength, period, until
+        self.teacher_every = teacher_every
         self._left = FIRST if strength else 0
         self._measured: dict[str, tuple[int, float]] = {}  # number of measurements, smoothed logarithm
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> AutomaticWeights:
-        """Reads DISTILL.STRENGTH, its end, and DISTILL.GRADIENT_PERIOD."""
-        return cls(cfg.DISTILL.STRENGTH, cfg.DISTILL.GRADIENT_PERIOD, cfg.DISTILL.STRENGTH_UNTIL)
+        """Reads DISTILL.STRENGTH, its end, DISTILL.GRADIENT_PERIOD and DISTILL.TEACHER.EVERY."""
+        node = cfg.DISTILL
+        return cls(node.STRENGTH, node.GRADIENT_PERIOD, node.STRENGTH_UNTIL, node.TEACHER.EVERY)
 
     def measures(self, iteration: int) -> bool:
-        """Returns True where the gradients of an iteration are to be compared."""
+        """Returns True where the gradients of an iteration, in which the teacher runs, are to be compared."""
         if not self.strength or (self.until and iteration >= self.until):
             return False
-        return self._left > 0 or due(self.period, iteration)
+        return self._left > 0 or due(self.period, iteration, self.teacher_every)
 
     def scales(self, losses: Mapping[str, LossInfo]) -> dict[str, float]:
         """Returns the factor of every loss, by name; empty where the weights stay as they are given."""

@@ -33,6 +33,7 @@ class MatchingSchedule:
         online_every: take statistics from every `online_every`-th training step, and solve from those; 0
             solves from passes over images.
         online_decay: factor on earlier statistics whenever new ones are taken.
+        teacher_every: the teacher runs in every so many training steps only.
     """
 
     def __init__(
@@ -41,13 +42,14 @@ class MatchingSchedule:
         updates: UpdateSchedule,
         online_every: int = 0,
         online_decay: float = 0.98,
+        teacher_every: int = 1,
     ) -> None:
-        self.images, self.updates = images, updates
+        self.images, self.updates, self.teacher_every = images, updates, teacher_every
         self.online_every, self.online_decay = online_every, online_decay
 
     @classmethod
     def from_config(cls, cfg: CfgNode, mapper: Mapper | None = None) -> MatchingSchedule:
-        """Reads DISTILL.MATCHING and DISTILL.EXPERIMENT; the images are the training set's.
+        """Reads DISTILL.MATCHING, EXPERIMENT and TEACHER.EVERY; the images are the training set's.
 
         Args:
             cfg: a config with this project's keys.
@@ -59,6 +61,7 @@ class MatchingSchedule:
             UpdateSchedule.from_config(cfg),
             matching.ONLINE_EVERY if matching.MODE == "online" else 0,
             cfg.DISTILL.EXPERIMENT.ONLINE_DECAY,
+            cfg.DISTILL.TEACHER.EVERY,
         )
 
     def solve_if_due(self, detector: DistilledDetector, iteration: int) -> list[MatchReport]:
@@ -82,8 +85,8 @@ class MatchingSchedule:
         return reports
 
     def collects(self, iteration: int) -> bool:
-        """Returns True where this step's features go into the statistics, for `StepPlan`."""
-        return due(self.online_every, iteration)
+        """Returns True where the features of a step with the teacher go into the statistics."""
+        return due(self.online_every, iteration, self.teacher_every)
 
     def absorb(self, detector: DistilledDetector) -> None:
         """Take what a step that collected has observed, in all processes, into the statistics."""

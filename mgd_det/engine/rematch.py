@@ -118,10 +118,13 @@ class RematchHook(HookBase):
     def plan(self, iteration: int) -> StepPlan:
         """Returns what the detector does in an iteration."""
         factor = self.weights.factor(iteration)
-        measures = due(self.gradient_period, iteration) or self.automatic.measures(iteration)
+        if self.weights.skips(iteration):
+            return StepPlan(factor, skipped=True)
+        every = self.weights.teacher_every
+        measures = due(self.gradient_period, iteration, every) or self.automatic.measures(iteration)
         return StepPlan(
             factor,
-            self.automatic.scales(self.detector.losses),
+            loss_scales=self.automatic.scales(self.detector.losses),
             collect_statistics=factor > 0 and self.matching.collects(iteration),
             measure_gradients=factor > 0 and measures,
         )
@@ -147,9 +150,11 @@ class RematchHook(HookBase):
         if not detector.methods:
             return
         self._plan = plan = self.plan(iteration)
-        log_weights(detector.losses, plan)
-        if plan.loss_factor > 0:
+        if not plan.skipped:
+            log_weights(detector.losses, plan)
+        if not plan.stopped:
             self.matching.solve_if_due(detector, iteration)
+        if plan.loss_factor > 0:
             self.first_batch.watch(detector)
         detector.plan_step(plan)
 

@@ -8,9 +8,15 @@ from dataclasses import dataclass
 from detectron2.config import CfgNode
 
 
-def due(period: int, iteration: int) -> bool:
-    """Returns True in every `period`-th iteration, from 0; a period of 0 means never."""
-    return period > 0 and iteration % period == 0
+def due(period: int, iteration: int, step: int = 1) -> bool:
+    """Returns True in every `period`-th iteration, from 0; a period of 0 means never.
+
+    Args:
+        period: the number of iterations from one time to the next.
+        iteration: a multiple of `step`.
+        step: where only its multiples can be chosen, the first one takes the place of what lies before it.
+    """
+    return period > 0 and iteration % period < step
 
 
 @dataclass(frozen=True)
@@ -58,27 +64,39 @@ class UpdateSchedule:
 class WeightSchedule:
     """A factor on all distillation losses: a linear rise, 1, a linear fall, and 0 from then on.
 
+    The teacher may run in every k-th iteration only. The factor is then k times as large in these, and 0 in
+    the others.
+
     Args:
         warmup: iterations of the rise; 0: none.
         decay_from: iteration at which the fall begins; 0: none, the losses stop at once.
         stop: iteration from which on the factor is 0; 0: no end.
+        teacher_every: k.
     """
 
     warmup: int = 0
     decay_from: int = 0
     stop: int = 0
+    teacher_every: int = 1
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> WeightSchedule:
-        """Reads DISTILL.SCHEDULE and DISTILL.EXPERIMENT."""
-        schedule = cfg.DISTILL.SCHEDULE
-        return cls(schedule.WARMUP_ITERS, cfg.DISTILL.EXPERIMENT.DECAY_ITER, schedule.STOP_ITER)
+        """Reads DISTILL.SCHEDULE, DISTILL.EXPERIMENT and DISTILL.TEACHER.EVERY."""
+        schedule, every = cfg.DISTILL.SCHEDULE, cfg.DISTILL.TEACHER.EVERY
+        return cls(schedule.WARMUP_ITERS, cfg.DISTILL.EXPERIMENT.DECAY_ITER, schedule.STOP_ITER, every)
+
+    def skips(self, iteration: int) -> bool:
+        """Returns True where the losses are left out although they have not stopped."""
+        return iteration % self.teacher_every > 0 and not self._stopped(iteration)
 
     def factor(self, iteration: int) -> float:
-        """Returns the factor, in [0, 1]."""
-        if self.stop and iteration >= self.stop:
+        """Returns the factor, in [0, k]."""
+        if self._stopped(iteration) or self.skips(iteration):
             return 0.0
         rise = min((iteration + 1) / self.warmup, 1.0) if self.warmup else 1.0
         falling = self.stop and self.decay_from and iteration >= self.decay_from
         fall = (self.stop - iteration) / (self.stop - self.decay_from) if falling else 1.0
-        return rise * fall
+        return rise * fall * self.teacher_every
+
+    def _stopped(self, iteration: int) -> bool:
+        return self.stop > 0 and iteration >= self.stop

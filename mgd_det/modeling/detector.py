@@ -247,7 +247,9 @@ class DistilledDetector(ModuleWithProperties):
             return self.student(batched_inputs, *args, **kwargs)
         plan, self._plan = self._plan, self._plan.after_forward()
         if plan.loss_factor == 0:
-            return self._joined(self.student(batched_inputs, *args, **kwargs), self._stopped_losses())
+            outputs = self.student(batched_inputs, *args, **kwargs)
+            idle = self._skipped_losses(outputs) if plan.skipped else self._stopped_losses()
+            return self._joined(outputs, idle)
         self.prepare()
         if not self.ready:
             raise NotMatchedError(
@@ -289,8 +291,13 @@ class DistilledDetector(ModuleWithProperties):
         return combined
 
     def _joined(self, outputs: Any, losses: Mapping[str, Tensor]) -> Any:
-        """Returns a student's outputs in training with losses added to its own."""
-        own, *rest = outputs if isinstance(outputs, tuple) else (outputs,)
+        """Returns a student's outputs in training with losses beside its own, or in place of them."""
+        joined = {**self._own_losses(outputs), **losses}
+        return (joined, *outputs[1:]) if isinstance(outputs, tuple) else joined
+
+    def _own_losses(self, outputs: Any) -> Mapping[str, Tensor]:
+        """Returns the losses among a student's outputs in training."""
+        own = outputs[0] if isinstance(outputs, tuple) and outputs else outputs
         if not isinstance(own, Mapping):
             raise ConfigError(
                 "MODEL.META_ARCHITECTURE",
@@ -298,8 +305,7 @@ class DistilledDetector(ModuleWithProperties):
                 f"in training it returns a {type(own).__name__}, to which no losses can be added",
                 "Have its forward return a dict of losses, or a tuple that begins with one.",
             )
-        joined = {**own, **losses}
-        return (joined, *rest) if isinstance(outputs, tuple) else joined
+        return own
 
     def capture_student(
         self, points: dict[str, GradientPoint] | None = None
@@ -371,9 +377,18 @@ class DistilledDetector(ModuleWithProperties):
         """Zeros under the methods' loss names that still reach all their parameters, as DDP wants."""
         losses = {}
         for method in self.methods.values():
-            zero = sum((p.sum() * 0 for p in method.parameters()), torch.zeros((), device=self.device))
-            losses.update(dict.fromkeys(method.losses, zero))
+            losses.update(dict.fromkeys(method.losses, self._zero_of([method])))
         return losses
+
+    def _skipped_losses(self, outputs: Any) -> dict[str, Tensor]:
+        """One of the student's own losses, which reaches all parameters of the methods, as DDP wants."""
+        name, loss = next(iter(self._own_losses(outputs).items()))
+        return {name: loss + self._zero_of(self.methods.values())}
+
+    def _zero_of(self, methods: Iterable[Method]) -> Tensor:
+        """Returns a zero whose gradient with respect to all parameters of some methods is zero."""
+        parameters = (p for method in methods for p in method.parameters())
+        return sum((p.sum() * 0 for p in parameters), torch.zeros((), device=self.device))
 
     def rematch(
         self, batches: Iterable[BatchedInputs], sum_over_ranks: Callable[[Tensor], None] = keep_own_share

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from checking.checks import kill_and_resume
-from checking.jobs import make_config
+from checking.jobs import equal_values, final, make_config
 from detectron2.data import DatasetMapper
 
 from mgd_det.config import check_run_values
@@ -17,6 +17,7 @@ from mgd_det.data.datasets import register_datasets
 from mgd_det.engine.exact_resume import ExactLoader, SampleOrder, seed_all
 from mgd_det.engine.trainer import Trainer
 from mgd_det.errors import ConfigError
+from mgd_det.run.metrics import read_metrics
 
 
 def batches(order: SampleOrder, count: int) -> list:
@@ -165,3 +166,26 @@ def test_metrics_of_an_iteration_whose_checkpoint_was_the_last_that_was_written(
         return [{k: v for k, v in line.items() if "time" not in k and "seconds" not in k} for line in found]
 
     assert lines("_killed", 20, 22) == lines("_alone", 22)
+
+
+def test_a_teacher_that_runs_in_some_iterations_survives_a_resume(mgd_cfg):
+    """The checkpoint lies between two of its iterations, and so does what is last written to the metrics."""
+    mgd_cfg.DISTILL.EXACT_RESUME, mgd_cfg.SEED, mgd_cfg.DATASETS.TEST = True, 3, ()
+    mgd_cfg.DISTILL.TEACHER.EVERY, mgd_cfg.DISTILL.STRENGTH, mgd_cfg.SOLVER.CHECKPOINT_PERIOD = 4, 0.5, 50
+    register_datasets(mgd_cfg)
+
+    def run(folder: str, *ends: int):
+        cfg = mgd_cfg.clone()
+        cfg.OUTPUT_DIR += folder
+        for end in ends:
+            torch.manual_seed(0)
+            cfg.SOLVER.MAX_ITER = end
+            train(cfg, resume=end != ends[0])
+        lines = read_metrics(Path(cfg.OUTPUT_DIR, "metrics.json"))
+        # Each end of a training writes a line of times as well.
+        return {**final(Path(cfg.OUTPUT_DIR)), "metrics": [line for line in lines if len(line) > 5]}
+
+    alone = run("_alone", 7)
+    assert equal_values(run("_resumed", 6, 7), alone) > 100
+    logged = [(line["iteration"], "loss_mgd_res3" in line) for line in alone["metrics"]]
+    assert logged == [(4, True), (6, False)]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from functools import partial
 from pydoc import locate
 
 import pytest
 import torch
+import torch.distributed as dist
 from detectron2.config import LazyCall, LazyConfig
 from detectron2.engine import DefaultTrainer
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from omegaconf import OmegaConf
+from torch.nn.parallel import DistributedDataParallel
 
 from mgd_det import RematchHook, register_datasets
 from mgd_det.config import student_config
@@ -239,6 +242,58 @@ def test_losses_rise_fall_and_stop(mgd_cfg):
     losses = [value for value, _ in trainer.storage.history("loss_mgd_res4").values()]
     assert all(value > 0 for value in losses[:4])
     assert losses[4:] == [0.0, 0.0]
+
+
+def test_the_teacher_runs_in_some_iterations_and_nothing_is_logged_in_the_others(mgd_cfg):
+    mgd_cfg.DISTILL.TEACHER.EVERY, mgd_cfg.DISTILL.GRADIENT_PERIOD = 2, 3
+    mgd_cfg.DISTILL.MATCHING.MODE, mgd_cfg.DISTILL.MATCHING.ONLINE_EVERY = "online", 3
+    mgd_cfg.DISTILL.EXPERIMENT.ONLINE_DECAY = 0.5
+    register_datasets(mgd_cfg)
+    mgd_cfg.DATASETS.TEST, mgd_cfg.SOLVER.MAX_ITER = (), 7
+    trainer = DefaultTrainer(mgd_cfg)
+    trainer.register_hooks([RematchHook(mgd_cfg)])
+    ran = []
+    trainer.model.prepare()
+    trainer.model.teacher.model.register_forward_pre_hook(lambda *_: ran.append(trainer.iter))
+    trainer.train()
+    assert sorted(set(ran)) == [0, 2, 4, 6]
+    assert iterations_of(trainer, "loss_cls") == list(range(7))
+    for name in ("loss_mgd_res4", "mgd_res4/weight"):
+        assert iterations_of(trainer, name) == [0, 2, 4, 6]
+    assert trainer.storage.history("mgd_res4/weight").latest() == pytest.approx(0.1)  # twice the default
+    # Both are due at 3, and wait for the next iteration of the teacher; the matching does not.
+    assert iterations_of(trainer, "mgd_res4/gradient_ratio") == [0, 4, 6]
+    assert iterations_of(trainer, "mgd_res4/match_cost") == [0, 3, 6]
+    # The first pass saw 4 images; then steps 0, 4 and 6 add 2 each: ((4/2 + 2)/2 + 2)/2 + 2 = 4.
+    assert trainer.model.methods["mgd"]._statistics["res4"].images.item() == 4
+
+
+def test_a_skipped_step_is_the_students_own(mgd_cfg, labelled):
+    mgd_cfg.DISTILL.METHODS = ["mgd", "channel_mlp"]
+    model = build_model(mgd_cfg)
+    twin = copy.deepcopy(model.student)
+    model.plan_step(StepPlan(loss_factor=0.0, skipped=True))
+    unlabelled = [{**labelled[0], "unlabeled": True}]
+    with EventStorage(), torch.jit.optimized_execution(False):
+        expected, losses = twin(labelled), model([*labelled, *unlabelled])
+        sum(losses.values()).backward()
+    assert losses == expected
+    assert model.teacher is None
+    assert all(p.grad is not None and not p.grad.any() for p in model.methods.parameters())
+
+
+def test_skipped_steps_under_ddp(mgd_cfg, labelled):
+    """DDP refuses a step after one that has left parameters without gradients."""
+    mgd_cfg.DISTILL.METHODS = ["channel_mlp"]
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = DistributedDataParallel(build_model(mgd_cfg))
+        with EventStorage():
+            for skipped in (False, True, True, False):
+                model.module.plan_step(StepPlan(loss_factor=0.0 if skipped else 1.0, skipped=skipped))
+                sum(model(labelled).values()).backward()
+    finally:
+        dist.destroy_process_group()
 
 
 def test_stopped_losses_reach_every_parameter_and_leave_the_teacher_alone(mgd_cfg, labelled):
