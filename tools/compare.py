@@ -17,10 +17,12 @@ from pathlib import Path
 import torch
 from _checkout import ROOT
 from commandline import argument_parser, bad_input_in_one_line, say
-from comparing.experiment import Experiment, plan, read_experiment, relative
+from comparing.evaluations import EvaluationProcess, plan_evaluations, verdict
+from comparing.experiment import Experiment, Run, plan, read_experiment, relative
+from comparing.gate import Verdict
 from comparing.records import Record, check_files, check_unfinished, read_records
 from comparing.report import write_report
-from comparing.runner import INTERRUPTED, Runner
+from comparing.runner import INTERRUPTED, Runner, RunProcess
 
 from mgd_det.errors import ConfigError
 from mgd_det.run.preflight import check_launch
@@ -47,9 +49,20 @@ An experiment is a YAML file; its paths start at the repository:
       - DISTILL.EXPERIMENT.ASSIGNMENT_SEED
       - "{seed}"
     mgd, twice as long: {set: [], iterations: 600}
+    student alone, twice as long: {set: [DISTILL.ENABLED, false], iterations: 600}
+  gate:                                   # of a study at convergence; may be left out
+    on: demo_val                          # where it is read: teacher and baseline are evaluated there
+    twice: student alone, twice as long   # the arm that is the baseline at twice the length
+    max_gain: 0.5                         # AP: twice the length gains less, over two seeds or more
+    min_lead: 5                           # AP: the teacher is at least so far above the baseline
 
 "{seed}" is each run's own seed. Of the config only SOLVER.STEPS are scaled: warm-up and periods count in
 iterations as it has them.
+
+A gate says whether a study was made at convergence, and with a teacher that is better than its students
+become. What it needs is measured once, when the arms have been trained: the teacher of the config and of
+'set' is evaluated on the gate's data set, and so are the networks that the baseline's runs of both lengths
+have left in 'output', unless the arms are measured on that set anyway. The records are in gate.jsonl.
 
 examples:
   tools/compare.py experiments/screening.yaml                         (run, or continue, and report)
@@ -88,25 +101,51 @@ def compare(path: Path, args: argparse.Namespace) -> int:
     experiment = read_experiment(path)
     check_arguments(args, experiment)
     runs = plan(experiment, args.num_gpus)
-    records = read_records(runs)
     code = 0
     if not args.report_only:
         arms, seeds = args.only or [arm.name for arm in experiment.arms], args.seeds or experiment.seeds
         chosen = [run for run in runs if run.arm.name in arms and run.seed in seeds]
-        for run in runs:
-            if run.name in records:
-                check_files(run, records[run.name])
-            elif run in chosen:
-                check_unfinished(run)
-        code = Runner(chosen, records, args.jobs, args.num_gpus).run()
-        if code == INTERRUPTED or not records:
+        code = run_missing(runs, chosen, args)
+        if code == INTERRUPTED:
             return code
-        records = read_records(runs)  # other starts', too
+    records = read_records(runs)  # other starts', too
     if not records:
+        if code:
+            return code
         problem = "no run of this experiment is finished"
         raise ConfigError("results", str(experiment.results), problem, "Run some, without --report-only.")
-    report(experiment, path, [records[run.name] for run in runs if run.name in records])
+    finished = [run for run in runs if run.name in records]
+    passed = None
+    if experiment.gate:
+        evaluations = plan_evaluations(experiment, experiment.gate, finished, args.num_gpus)
+        if not args.report_only:
+            code = run_missing(evaluations, evaluations, args, EvaluationProcess) or code
+            if code == INTERRUPTED:
+                return code
+        evaluated = read_records(evaluations).values()
+        passed = verdict(experiment, experiment.gate, list(records.values()), list(evaluated))
+    report(experiment, path, [records[run.name] for run in finished], passed)
     return code
+
+
+def run_missing(
+    runs: Sequence[Run],
+    chosen: Sequence[Run],
+    args: argparse.Namespace,
+    process: type[RunProcess] = RunProcess,
+) -> int:
+    """Run those of the chosen runs that have no record; returns the exit code.
+
+    Raises:
+        ConfigError: one of the runs was made, or begun, with something else.
+    """
+    records = read_records(runs)
+    for run in runs:
+        if run.name in records:
+            check_files(run, records[run.name])
+        elif run in chosen:
+            check_unfinished(run)
+    return Runner(chosen, records, args.jobs, args.num_gpus, process).run()
 
 
 def check_arguments(args: argparse.Namespace, experiment: Experiment) -> None:
@@ -121,7 +160,7 @@ def check_arguments(args: argparse.Namespace, experiment: Experiment) -> None:
                 raise ConfigError(key, value, "not in the experiment", f"Choose among {known}.")
 
 
-def report(experiment: Experiment, path: Path, records: Sequence[Record]) -> None:
+def report(experiment: Experiment, path: Path, records: Sequence[Record], passed: Verdict | None) -> None:
     """Write the report of these records, and print its table."""
     table = write_report(
         experiment.results,
@@ -134,9 +173,10 @@ def report(experiment: Experiment, path: Path, records: Sequence[Record]) -> Non
             "config": str(experiment.config),
             "seeds": ", ".join(map(str, experiment.seeds)),
             "iterations": next(str(a.iterations) for a in experiment.arms if a.name == experiment.baseline),
-            "data": experiment.data,
+            "data": f"{experiment.trained} to train, {experiment.tested} to measure",
         },
         pairs=experiment.pairs,
+        verdict=passed,
     )
     say(f"\n{table}\n\nreport: {experiment.results}/report.md, .json, .png")
 

@@ -11,16 +11,15 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-import compare
 import pytest
 import torch
-import yaml
 from comparing import report, summary
 from comparing.experiment import Arm, Run, changed, file_name, files, plan, read_experiment, scaled
 from comparing.records import append_record, check_files, read_file, read_records
 from comparing.runner import Runner, RunProcess, shares, time_left
 from helpers.commands import ROOT, started
 from helpers.detectors import small_config
+from helpers.experiments import error_of, experiment, record, run_compare
 from PIL import Image
 
 from mgd_det.config import load_config
@@ -63,17 +62,6 @@ def test_memory_of_a_gpu_is_not_mixed_with_that_of_processes():
     records = [record("alone", 1, 10.0, peak_gpu_memory_mib=200), record("alone", 2, 10.0)]
     assert summary.summarise(records, {"alone": 300}, "alone", 2)[0].memory_mib == 200
     assert summary.summarise(records[1:], {"alone": 300}, "alone", 2)[0].memory_mib == 1000
-
-
-def record(arm: str, seed: int, ap: float, seconds: float = 0.2, **others) -> dict:
-    measured = {"AP": ap, "AP50": 2 * ap, "seconds_per_iteration": seconds}
-    memory = {"peak_memory_mib": 1000, "peak_gpu_memory_mib": None}
-    made = {
-        "date": f"2020-02-0{seed}",
-        "machine": "toaster",
-        "versions": {"torch": "2", "detectron2": "0.6"},
-    }
-    return {"arm": arm, "seed": seed, **measured, **memory, **made, **others}
 
 
 RECORDS = [
@@ -183,34 +171,6 @@ def test_steps_are_scaled_along():
 )
 def test_time_left(speeds, left, jobs, seconds):
     assert time_left(speeds, left, jobs) == seconds
-
-
-def experiment(tmp_path: Path, **changes) -> Path:
-    """An experiment file; None leaves a key out."""
-    document = {
-        **{"config": "configs/demo/student_mgd.yaml", "results": str(tmp_path / "results")},
-        **{"output": str(tmp_path / "output"), "iterations": 300, "seeds": [11, 12]},
-        **{"baseline": "alone", "arms": {"alone": ["DISTILL.ENABLED", False], "mgd": []}},
-        **changes,
-    }
-    path = tmp_path / "experiment.yaml"
-    path.write_text(yaml.safe_dump({k: v for k, v in document.items() if v is not None}, sort_keys=False))
-    return path
-
-
-def run_compare(capsys, monkeypatch, *arguments) -> tuple[int, str, str]:
-    """Exit code and output of the tool."""
-    monkeypatch.chdir(ROOT)
-    with pytest.raises(SystemExit) as ended:
-        compare.main([str(argument) for argument in arguments])
-    return (ended.value.code, *capsys.readouterr())
-
-
-def error_of(capsys, monkeypatch, *arguments) -> str:
-    """The one line that the tool ends in."""
-    code, out, error = run_compare(capsys, monkeypatch, *arguments)
-    assert (code, out, error.count("\n")) == (2, "", 1)
-    return error
 
 
 ARMS = {"alone": ["DISTILL.ENABLED", False]}

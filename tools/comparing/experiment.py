@@ -11,9 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from _checkout import ROOT
+from comparing.gate import Gate, read_gate
+from comparing.tables import check_table, read_table
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog
 
 from mgd_det.config import add_mgd_config, load_config
 from mgd_det.config.functions import FLAG
@@ -29,11 +31,11 @@ TOP_KEYS: dict[str, type] = {
     "baseline": str,
     "set": list,
     "pairs": list,
+    "gate": dict,
     "arms": dict,
 }
-OPTIONAL = ("functions", "set", "pairs")
+OPTIONAL = ("functions", "set", "pairs", "gate")
 ARM_KEYS: dict[str, type] = {"set": list, "iterations": int}
-KINDS = {str: "a text", int: "a whole number", list: "a list", dict: "a table"}
 SEED = "{seed}"  # an override's value that is each run's own seed
 # Set for every run by this tool.
 OWN_KEYS = ("SEED", "OUTPUT_DIR", "SOLVER.MAX_ITER", "DISTILL.EXACT_RESUME")
@@ -57,21 +59,11 @@ class Experiment(NamedTuple):
     baseline: str
     pairs: list[tuple[str, str]]  # of arms that are compared with each other, too
     arms: list[Arm]
-    data: str  # what is trained on, and what AP is measured on
+    shared: list[str]  # overrides of all arms
+    trained: str  # names of the data sets that are trained on
+    tested: str  # name of the one that AP is measured on
+    gate: Gate | None = None
     functions: Sequence[str] = ()  # that add the keys of other projects
-
-
-class UniqueKeys(yaml.SafeLoader):
-    """Refuses keys given twice, of which YAML keeps the last without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key, (key_node, _) in zip(keys, node.value):
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"{key!r} is given twice", problem_mark=key_node.start_mark
-                )
-        return super().construct_mapping(node, deep)
 
 
 def read_experiment(path: Path) -> Experiment:
@@ -80,7 +72,8 @@ def read_experiment(path: Path) -> Experiment:
     Raises:
         ConfigError: whatever about it cannot work.
     """
-    document = read_document(path)
+    document = read_table("EXPERIMENT", path)
+    check_table("", document, TOP_KEYS, required=[key for key in TOP_KEYS if key not in OPTIONAL])
     config, shared = relative(Path(document["config"])), overrides("set", document.get("set", []))
     folders = {key: relative(Path(document[key])) for key in ("results", "output")}
     for key, folder in folders.items():
@@ -106,30 +99,23 @@ def read_experiment(path: Path) -> Experiment:
         problem = "AP is compared on one data set"
         raise ConfigError("DATASETS.TEST", list(cfg.DATASETS.TEST), problem, "Name one, under 'set'.")
     check_arms(config, arms, seeds[0], functions)
-    data = f"{', '.join(cfg.DATASETS.TRAIN)} to train, {cfg.DATASETS.TEST[0]} to measure"
+    gate = None
+    if "gate" in document:
+        gate = read_gate(document["gate"], {arm.name: arm.iterations for arm in arms}, document["baseline"])
+        check_gate(gate, cfg)
     return Experiment(
         config,
         seeds=seeds,
         baseline=document["baseline"],
         pairs=pairs,
         arms=arms,
-        data=data,
+        shared=shared,
+        trained=", ".join(cfg.DATASETS.TRAIN),
+        tested=cfg.DATASETS.TEST[0],
+        gate=gate,
         functions=functions,
         **folders,
     )
-
-
-def read_document(path: Path) -> dict[str, Any]:
-    """Returns the table in a file, its keys and the kinds of their values checked."""
-    try:
-        document = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        remedy = "Give the path of a YAML file; --help shows one."
-        raise ConfigError("EXPERIMENT", str(path), f"cannot be read ({error})", remedy) from error
-    if not isinstance(document, dict):
-        raise ConfigError("EXPERIMENT", str(path), "not a table", "Write one as --help shows it.")
-    check_table("", document, TOP_KEYS, required=[key for key in TOP_KEYS if key not in OPTIONAL])
-    return document
 
 
 def read_pairs(pairs: Sequence[object], names: Sequence[str]) -> list[tuple[str, str]]:
@@ -159,6 +145,18 @@ def check_arms(config: Path, arms: Sequence[Arm], seed: int, functions: Sequence
             raise ConfigError("SOLVER.REFERENCE_WORLD_SIZE", size, problem, remedy)
 
 
+def check_gate(gate: Gate, cfg: CfgNode) -> None:
+    """Raises ConfigError if what the gate needs beside the arms cannot be measured."""
+    known = {*(entry[0] for entry in cfg.DATASETS.REGISTER), *DatasetCatalog.list()}
+    if gate.on not in known:
+        problem, remedy = "no data set of that name is registered", "List it in DATASETS.REGISTER."
+        raise ConfigError("gate: on", gate.on, problem, remedy)
+    if not cfg.DISTILL.TEACHER.CONFIG_FILE:
+        problem = "the gate compares the teacher with the baseline, and none is given"
+        remedy = "Name it in 'config' or under 'set', for all arms."
+        raise ConfigError("DISTILL.TEACHER.CONFIG_FILE", "", problem, remedy)
+
+
 def read_arm(name: Any, entry: Any, shared: list[str], iterations: int) -> Arm:
     key = f"arms: {name}"
     if not isinstance(name, str):
@@ -175,23 +173,6 @@ def read_arm(name: Any, entry: Any, shared: list[str], iterations: int) -> Arm:
         problem = "sets DATASETS.TEST, and AP on different images cannot be compared"
         raise ConfigError(key, own, problem, "Set it for all arms, under 'set'.")
     return Arm(name, [*shared, *own], entry.get("iterations", iterations))
-
-
-def check_table(
-    where: str, table: dict[str, Any], kinds: Mapping[str, type], required: Sequence[str] = ()
-) -> None:
-    """Check a table's keys and the kinds of its values, `where` being what goes before a key's name."""
-    for key, value in table.items():
-        if key not in kinds:
-            raise ConfigError(f"{where}{key}", value, "unknown key", f"The keys are {', '.join(kinds)}.")
-        if not isinstance(value, kinds[key]) or isinstance(value, bool):
-            kind = KINDS[kinds[key]]
-            raise ConfigError(f"{where}{key}", value, f"not {kind}", f"Give {kind}.")
-        if key == "iterations" and table[key] < 1:
-            raise ConfigError(f"{where}{key}", value, "less than 1", "Give the length of a run.")
-    for key in required:
-        if key not in table:
-            raise ConfigError(f"{where}{key}", None, "missing", f"Give {KINDS[kinds[key]]}; see --help.")
 
 
 def overrides(key: str, entry: list[Any]) -> list[str]:
@@ -247,13 +228,19 @@ def plan(experiment: Experiment, gpus: int) -> list[Run]:
                 *("SOLVER.STEPS", str(steps), "DISTILL.EXACT_RESUME", "True"),
                 *with_seed(arm.overrides, seed),
             ]
-            command = ["tools/train_net.py", "--config-file", str(experiment.config), "--resume"]
-            command += ["--num-gpus", str(gpus), *(f"{FLAG}={function}" for function in functions)]
-            if gpus > 1:  # so that several such runs do not meet at one port
-                command += ["--dist-url", "auto"]
             cfg = load_config(str(experiment.config), opts, functions=functions)
-            runs.append(Run(arm, seed, [*command, *opts], changed(cfg), files(cfg), name, output, records))
+            command = [*start_of_command(experiment, "--resume", gpus), *opts]
+            runs.append(Run(arm, seed, command, changed(cfg), files(cfg), name, output, records))
     return runs
+
+
+def start_of_command(experiment: Experiment, flag: str, gpus: int) -> list[str]:
+    """Returns the arguments of Python, without overrides, that run the experiment's config with a flag."""
+    command = ["tools/train_net.py", "--config-file", str(experiment.config), flag]
+    command += ["--num-gpus", str(gpus), *(f"{FLAG}={function}" for function in experiment.functions)]
+    if gpus > 1:  # so that several such runs do not meet at one port
+        command += ["--dist-url", "auto"]
+    return command
 
 
 def file_name(arm: str) -> str:

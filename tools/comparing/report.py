@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from commandline import versions_in_words
+from comparing.cells import cell, count, interval, number
+from comparing.gate import Verdict
+from comparing.gate_report import gate_figures, gate_lines, warning
+from comparing.picture import draw
 from comparing.summary import CONFIDENCE, Pair, Record, Row, compare_pairs, summarise
-from matplotlib.figure import Figure
-
-BLUE, GREY = "#0072B2", "0.45"  # of the Okabe-Ito palette, which colour-blind readers can tell apart
 
 NOTES = """\
 AP is COCO box AP after the last iteration, mean over the seeds, beside its standard deviation (s.d.). The
@@ -41,6 +40,7 @@ def write_report(
     seeds: Sequence[int],
     facts: Mapping[str, str],
     pairs: Sequence[tuple[str, str]] = (),
+    verdict: Verdict | None = None,
 ) -> str:
     """Write report.md, report.json and report.png, and return the table of the first.
 
@@ -52,19 +52,30 @@ def write_report(
         seeds: that every arm is to have.
         facts: what the experiment was, by name: the report's head.
         pairs: of arms that are compared with each other, too.
+        verdict: how the experiment's gate was met, None if it has none.
     """
     rows = summarise(records, iterations, baseline, len(seeds))
     compared = compare_pairs(records, pairs)
     names = labels(rows, baseline)
-    tables = "\n".join([table(rows, baseline, names), *pair_lines(compared, names)])
-    (folder / "report.md").write_text(markdown(tables, facts, records), encoding="utf-8")
+    tables = "\n".join(
+        [
+            table(rows, baseline, names),
+            *pair_lines(compared, names),
+            *(gate_lines(verdict) if verdict else []),
+        ]
+    )
+    warnings = [warning(verdict)] if verdict and not verdict.passed else []
+    text = markdown(tables, facts, records, warnings)
+    (folder / "report.md").write_text(text, encoding="utf-8")
     arms = [row._asdict() for row in rows]
     report = {**facts, **circumstances(records), "baseline": baseline, "seeds": list(seeds), "arms": arms}
     if compared:
         report["pairs"] = [pair._asdict() for pair in compared]
+    if verdict:
+        report.update(gate_figures(verdict))
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     draw(rows, baseline, names, folder / "report.png")
-    return tables
+    return "\n\n".join([*warnings, tables])
 
 
 def labels(rows: Sequence[Row], baseline: str) -> dict[str, str]:
@@ -74,8 +85,10 @@ def labels(rows: Sequence[Row], baseline: str) -> dict[str, str]:
     return {arm: arm + length for arm, length in lengths.items()}
 
 
-def markdown(tables: str, facts: Mapping[str, str], records: Sequence[Record]) -> str:
-    """Returns report.md; `facts` describe the experiment, by name, and come first."""
+def markdown(
+    tables: str, facts: Mapping[str, str], records: Sequence[Record], warnings: Sequence[str]
+) -> str:
+    """Returns report.md, which begins with the warnings and then with the facts of the experiment."""
     found = circumstances(records)
     mixed = [name for name in ("machine", "versions") if len(found[name]) > 1]
     dates = " to ".join(dict.fromkeys([found["date"][0], found["date"][-1]]))
@@ -89,6 +102,7 @@ def markdown(tables: str, facts: Mapping[str, str], records: Sequence[Record]) -
     lines = [
         "# Comparison of recipes",
         "",
+        *(f"{warning}\n" for warning in warnings),
         "Recipes of Matching Guided Distillation (MGD), each trained with the same seeds.",
         "",
         *("| | |", "|---|---|", *(f"| {name} | {cell(value)} |" for name, value in facts.items())),
@@ -122,7 +136,7 @@ def table(rows: Sequence[Row], baseline: str, names: Mapping[str, str]) -> str:
         cells = [
             *(cell(names[row.arm]), count(row)),
             *(number(row.ap, ".2f"), number(row.ap_sd, ".2f"), number(row.ap50, ".2f")),
-            *(number(row.difference, "+.2f"), interval(row)),
+            *(number(row.difference, "+.2f"), interval(row.difference, row.half_width)),
             *(number(row.seconds_per_iteration, ".3f"), number(row.seconds_ratio, ".2f")),
             *(number(row.memory_mib, ".0f"), number(row.memory_ratio, ".2f")),
         ]
@@ -141,55 +155,7 @@ def pair_lines(pairs: Sequence[Pair], names: Mapping[str, str]) -> list[str]:
             cell(names[pair.other]),
             str(pair.n),
             number(pair.difference, "+.2f"),
-            interval(pair),
+            interval(pair.difference, pair.half_width),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
-
-
-def interval(row: Row | Pair) -> str:
-    if row.difference is None or row.half_width is None:
-        return "-"
-    return f"{row.difference - row.half_width:+.2f} to {row.difference + row.half_width:+.2f}"
-
-
-def cell(text: str) -> str:
-    """Returns a text escaped for a cell of a markdown table."""
-    return " ".join(text.split()).replace("|", "\\|")
-
-
-def number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
-def count(row: Row) -> str:
-    return str(row.n) if row.n == row.n_wanted else f"{row.n} of {row.n_wanted}"
-
-
-def draw(rows: Sequence[Row], baseline: str, names: Mapping[str, str], path: Path) -> None:
-    """Draw for each arm the mean difference to the baseline, its interval, and a dot for each seed."""
-    rows = [row for row in rows if row.arm != baseline]
-    figure = Figure(figsize=(7.5, 1.5 + 0.55 * max(len(rows), 1)), layout="constrained")
-    axis = figure.add_subplot()
-    axis.axvline(0, color="black", linewidth=1)
-    for y, row in enumerate(rows):
-        if row.difference is not None:
-            width, label = row.half_width, f"mean, {CONFIDENCE:.0%} interval"
-            axis.errorbar(row.difference, y, xerr=width, fmt="D", color=BLUE, capsize=4, label=label)
-            below = [y + 0.22] * len(row.differences)  # the interval's marks stay free
-            seeds = list(row.differences.values())
-            axis.scatter(seeds, below, s=22, facecolors="none", edgecolors=GREY, label="one seed")
-    found = [names[row.arm] + ("" if row.n == row.n_wanted else f" ({count(row)})") for row in rows]
-    axis.set_yticks(range(len(rows)), [textwrap.fill(name, 32) for name in found])
-    axis.set_ylim(max(len(rows), 1) - 0.4, -0.6)
-    axis.set_xlabel(textwrap.fill(f"box AP minus that of “{baseline}” with the same seed", 80))
-    axis.tick_params(axis="y", length=0)
-    axis.grid(axis="x", color="0.9")
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right", "left"]].set_visible(False)
-    handles, labels = axis.get_legend_handles_labels()
-    unique = dict(zip(labels, handles))
-    if unique:
-        place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": 2}
-        axis.legend(unique.values(), unique.keys(), frameon=False, **place)
-    figure.savefig(path, dpi=120)

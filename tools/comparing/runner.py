@@ -63,15 +63,17 @@ class RunProcess(Process):
         printed = re.findall(r" iter: (\d+) ", self.output())
         return start, int(printed[-1]) + 1 if printed else start
 
+    def state(self) -> str:
+        """Returns in words how far it is."""
+        return f"iteration {self.iterations()[1]}/{self.run.arm.iterations}"
+
     def measured(self) -> Figures:
         """Returns the figures of the finished run.
 
         Raises:
             Failed: it did not finish, or has no AP.
         """
-        if self.process.returncode:
-            tail = "\n".join(self.output().splitlines()[-TAIL:])
-            raise Failed(f"exit code {self.process.returncode}; the end of {self.log}:\n{tail}")
+        self.check_exit()
         lines = read_metrics(self.run.output / "metrics.json")
         last, by_iteration = self.evaluations(lines)
         seconds = [line["time"] for line in lines if "time" in line]
@@ -86,6 +88,12 @@ class RunProcess(Process):
             "seconds": round(self.seconds(), 1),
             "resumed_from": self.iterations()[0],
         }
+
+    def check_exit(self) -> None:
+        """Raises Failed, with the end of its output, if the process did not end well."""
+        if self.process.returncode:
+            tail = "\n".join(self.output().splitlines()[-TAIL:])
+            raise Failed(f"exit code {self.process.returncode}; the end of {self.log}:\n{tail}")
 
     def evaluations(self, lines: list[dict[str, float]]) -> tuple[dict[str, float], dict[str, float | None]]:
         """Returns the scalars of the evaluation at the end, and AP by the number of iterations done.
@@ -118,9 +126,18 @@ class Runner:
         records: of the finished runs, by name; those of this start are added.
         jobs: number of runs at a time.
         gpus: number of GPUs that each run uses.
+        process: what a run is made by.
     """
 
-    def __init__(self, runs: Sequence[Run], records: dict[str, Record], jobs: int, gpus: int) -> None:
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        records: dict[str, Record],
+        jobs: int,
+        gpus: int,
+        process: type[RunProcess] = RunProcess,
+    ) -> None:
+        self.process = process
         self.waiting = [run for run in runs if run.name not in records]
         self.total, self.records, self.jobs = len(runs), records, jobs
         self.running: list[RunProcess] = []
@@ -170,13 +187,13 @@ class Runner:
     def report(self) -> None:
         """Print the progress of each run that is under way."""
         for process in self.running:
-            say(f"  {process.run}: iteration {process.iterations()[1]}/{process.run.arm.iterations}")
+            say(f"  {process.run}: {process.state()}")
         say(f"  {self.progress()}")
 
     def start(self, run: Run) -> None:
         gpus = self.free.pop(0)
         try:
-            self.running.append(RunProcess(run, gpus, self.environment))
+            self.running.append(self.process(run, gpus, self.environment))
         except Failed as reason:
             self.free.append(gpus)
             self.fail(run, reason)
