@@ -101,6 +101,10 @@ def _check_ids(name: str, path: str, content: JsonObject) -> None:
         if len({isinstance(x["id"], str) for x in content[entry]}) > 1:
             problem = f"in {path} the ids of some {entry} are numbers, and those of others texts"
             raise ConfigError(REGISTER_KEY, name, problem, remedy)
+    names = Counter(category["name"] for category in content["categories"])
+    if twice := [repeated for repeated, count in names.items() if count > 1]:
+        problem = f"in {path} several categories have the name {twice[0]!r}, and AP is reported by name"
+        raise ConfigError(REGISTER_KEY, name, problem, "Give every one of the categories a name of its own.")
     known = {
         "category_id": {category["id"] for category in content["categories"]},
         "image_id": {image["id"] for image in content["images"]},

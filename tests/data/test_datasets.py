@@ -122,6 +122,12 @@ def test_missing_files_of_registered_and_built_in_sets(student_cfg, tmp_path):
             "several categories have the id 1, of which Detectron2 would read one",
         ),
         (
+            lambda content: json.dumps(
+                {**content, "categories": [*content["categories"], {"id": 99, "name": "disc"}]}
+            ),
+            "several categories have the name 'disc', and AP is reported by name",
+        ),
+        (
             lambda content: json.dumps({**content, "categories": [{"id": [1], "name": "disc"}]}),
             r"categories\[0\].id is \[1\], and should be a whole number or a text",
         ),
@@ -160,6 +166,7 @@ def test_missing_files_of_registered_and_built_in_sets(student_cfg, tmp_path):
         "ignored",
         "a class without a name",
         "a class id twice",
+        "a class name twice",
         "a class id that is none",
         "class ids of two kinds",
         "a file name that is none",
