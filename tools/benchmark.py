@@ -21,6 +21,7 @@ from typing import Optional
 
 import torch
 from _checkout import ROOT
+from benchmarking.overlap import teacher_overlap
 from benchmarking.parts import loader_share, pooled_loss, re_solve, teacher_ways, use_photos
 from benchmarking.report import document, lines
 from benchmarking.steps import PROCESSES, Bench, method_losses, method_steps, peak_memory, tap_growth
@@ -34,6 +35,8 @@ from mgd_det.data.datasets import check_datasets, register_datasets
 PARTS = ("loss", "solve", "steps", "memory")
 # Only where they are asked for: for "data" the training set must be there, the others take long.
 DATA, TAPS, TEACHER, LOSSES = "data", "taps", "teacher", "losses"
+COMPILED, OVERLAP = "compiled", "overlap"
+MORE = (COMPILED, LOSSES, TAPS, TEACHER, OVERLAP, DATA)
 Batch = tuple[int, tuple[int, int], Optional[torch.dtype]]  # images, their size, dtype of autocast
 RECORDS = Path("results/performance.json")
 BATCHES = 30  # of the data loader, which takes seconds
@@ -49,12 +52,12 @@ examples:
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argument_parser(__doc__, EXAMPLES)
-    more = f"{LOSSES}, {TAPS}, {TEACHER} and {DATA}, which needs the set"
+    more = f"{', '.join(MORE)}, of which the last needs the set"
     parts = f"of {', '.join(PARTS)} (default: all of them), {more}"
     parser.add_argument(
         "--only",
         nargs="+",
-        choices=(*PARTS, LOSSES, TAPS, TEACHER, DATA),
+        choices=(*PARTS, *MORE),
         default=PARTS,
         metavar="PART",
         help=parts,
@@ -129,17 +132,19 @@ def measure(args: argparse.Namespace) -> Figures:
     if DATA in args.only and not args.photos:
         cfg.DATASETS.TEST = ()
         check_datasets(cfg, training=True)
-    if "loss" in args.only:
-        found["loss"] = pooled_loss(device, args.runs)
+    dtype = DTYPES[args.dtype] if args.dtype else None
+    if {"loss", COMPILED} & set(args.only):
+        found["loss"] = pooled_loss(device, args.runs, dtype, COMPILED in args.only)
     if "solve" in args.only:
         found["solve"] = re_solve(args.runs)
-    wanted = {part for part in ("steps", "memory", LOSSES, TAPS, TEACHER, DATA) if part in args.only}
-    return {**found, **measure_networks(args, cfg, wanted)} if wanted else found
+    wanted = set(args.only) - {"loss", COMPILED, "solve"}
+    return {**found, **measure_networks(args, cfg, wanted, dtype)} if wanted else found
 
 
-def measure_networks(args: argparse.Namespace, cfg: CfgNode, wanted: set[str]) -> Figures:
+def measure_networks(
+    args: argparse.Namespace, cfg: CfgNode, wanted: set[str], dtype: Optional[torch.dtype]
+) -> Figures:
     """Returns the figures of the parts that run the config's networks, and their setting."""
-    dtype = DTYPES[args.dtype] if args.dtype else None
     found: Figures = {}
     found["setting"] = {
         "config": args.config_file,
@@ -174,6 +179,8 @@ def measure_method(cfg: CfgNode, method: str, wanted: set[str], batch: Batch, ru
             found[LOSSES] = method_losses(Bench(cfg, method, folder, *batch), runs)
         if TAPS in wanted and "TAPS" in cfg.DISTILL[method.upper()]:
             found[TAPS] = tap_growth(cfg, method, (folder, *batch), runs)
+        if OVERLAP in wanted:
+            found[OVERLAP] = teacher_overlap(Bench(cfg, method, folder, *batch), runs)
         if "memory" in wanted:
             found["memory"] = peak_memory(min(runs, PROCESSES), cfg, method, folder, *batch)
     return found

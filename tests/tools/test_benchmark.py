@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 from benchmark import read_records, write_record
 from benchmarking import parts
+from benchmarking.overlap import beside_floor, teacher_overlap
 from benchmarking.parts import Size, loader_share, one_size, re_solve, use_photos
 from benchmarking.report import document, lines, not_run
 from benchmarking.steps import Bench, matching_shares, method_losses, random_batch
@@ -41,6 +43,35 @@ def test_the_limit_counts_the_bytes_that_must_move():
     assert found["limit"] == 1.0
     assert {"copy", "plain torch", "in sequence"} <= set(found["ratios"])
     assert found["ratios"]["copy"] == {"minimum": 1.0, "median": 1.0}
+
+
+def test_half_precision_moves_half_the_bytes_but_for_the_distances():
+    """Teacher 8 planes, student and gradient 2 each, of 2 bytes; distances 2 planes of 4 bytes, twice."""
+    found = one_size(Size(1, 2, 8, 4, 4), CPU, 1, torch.bfloat16)
+    assert found["limit"] == (8 * 2 + 2 * 2 * 2 + 2 * 2 * 4) / (2 * 8 * 2)
+
+
+def test_compiled_forms_are_beside_the_others(monkeypatch):
+    """Up to the graphs that torch.compile takes from them; generating code from these takes long."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    found = one_size(Size(1, 2, 8, 4, 4), CPU, 1, compiled=True)
+    assert {"plain, compiled", "sequence, compiled"} <= set(found["ratios"])
+
+
+def test_the_report_says_where_a_compiled_form_is_near_the_kernel():
+    def row(size: str, fused: float, plain: float, sequence: float) -> dict:
+        ratios = {
+            "fused": fused,
+            "plain torch": 9.0,
+            "plain, compiled": plain,
+            "sequence, compiled": sequence,
+        }
+        timings = {kind: {"minimum": value, "median": value} for kind, value in ratios.items()}
+        limits = {"copy_seconds": 1.0, "limit": 1.0, "dtype": "bfloat16"}
+        return {"size": size, "what": "", **limits, "ratios": timings}
+
+    printed = "\n".join(lines({"loss": [row("(near)", 1.0, 3.0, 1.25), row("(far)", 1.0, 1.4, 3.0)]}))
+    assert "at 1 of these 2 sizes: (near), bfloat16." in printed
 
 
 def test_solves_the_matrices_asked_for():
@@ -133,7 +164,7 @@ def test_the_document_names_command_machine_and_what_was_not_run(record):
 
 
 def test_what_no_gpu_has_run_is_listed_by_parts():
-    parts = ("The fused loss", "Training steps", "Peak memory", "The teacher's forward pass")
+    parts = ("The fused loss", "Training steps", "Peak memory", "The teacher's forward pass in each")
 
     def listed(*records: dict) -> list[str]:
         return [part for part in parts if f"- {part}" in not_run(records)]
@@ -143,7 +174,7 @@ def test_what_no_gpu_has_run_is_listed_by_parts():
     assert listed({"device": "cuda", "loss": [], "memory": {}}, on_cpu) == [parts[1], parts[3]]
     everything = {"device": "cuda:0", "loss": [], "steps": {}, "memory": {}, "teacher": []}
     assert listed(everything) == []
-    assert "is not implemented" in not_run([everything])
+    assert not_run([{**everything, "losses": {}, "overlap": {}}]) == ""
 
 
 def test_ways_to_run_the_teacher_are_beside_the_plain_one(mgd_cfg, monkeypatch):
@@ -155,6 +186,18 @@ def test_ways_to_run_the_teacher_are_beside_the_plain_one(mgd_cfg, monkeypatch):
     assert rows[1]["ratio"]["minimum"] == rows[1]["seconds"]["minimum"] / rows[0]["seconds"]["minimum"]
     printed = "\n".join(lines({"teacher": rows, "setting": SETTING}))
     assert f"| DTYPE bfloat16 | {rows[2]['seconds']['median']:.3f} s |" in printed
+
+
+def test_experiments_without_a_gpu_say_what_refused_them(mgd_cfg, tmp_path):
+    bench = Bench(mgd_cfg, "mgd", tmp_path, images=2, size=(64, 96), dtype=None)
+    rows = teacher_overlap(bench, runs=1)
+    assert [row["way"] for row in rows] == ["on a stream of its own", "as a CUDA graph"]
+    if not torch.cuda.is_available():
+        assert all(row["refused"] for row in rows)
+    row = beside_floor(bench, lambda bench: bench.floor_step, runs=1)
+    assert row["seconds"]["minimum"] > 0
+    printed = "\n".join(lines({"overlap": {"mgd": [*rows, {"way": "as it is", **row}]}, "setting": SETTING}))
+    assert f"| as it is | {row['seconds']['median']:.3f} s |" in printed
 
 
 @pytest.mark.parametrize("method", method_defaults())

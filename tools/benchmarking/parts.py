@@ -50,11 +50,17 @@ class Size(NamedTuple):
 CPU_SIZE, GPU_SIZE = Size(2, 64, 256, 100, 152), Size(16, 64, 256, 200, 304)
 
 
-def pooled_loss(device: torch.device, runs: int) -> list[Figures]:
+def pooled_loss(
+    device: torch.device, runs: int, dtype: torch.dtype | None = None, compiled: bool = False
+) -> list[Figures]:
     """Time the forward and backward pass of absolute max pooling with the partial L2 loss, at several sizes.
 
     The limit is what a copy's bandwidth allows for the bytes that must move: teacher and student are read,
     the distances written and read again, the gradient written.
+
+    Args:
+        dtype: of the features; None: float32.
+        compiled: also time what torch.compile makes of plain torch, which takes some seconds a size.
     """
     base = GPU_SIZE if device.type == "cuda" else CPU_SIZE
     half = base._replace(height=base.height // 2)
@@ -65,38 +71,52 @@ def pooled_loss(device: torch.device, runs: int) -> list[Figures]:
         "half the student's channels": base._replace(student=base.student // 2),
         "half of both sides' channels": base._replace(student=base.student // 2, teacher=base.teacher // 2),
     }
-    return [{"what": what, "size": str(size), **one_size(size, device, runs)} for what, size in sizes.items()]
+    return [
+        {"what": what, "size": str(size), **one_size(size, device, runs, dtype or torch.float32, compiled)}
+        for what, size in sizes.items()
+    ]
 
 
-def one_size(size: Size, device: torch.device, runs: int) -> Figures:
+def one_size(
+    size: Size,
+    device: torch.device,
+    runs: int,
+    dtype: torch.dtype = torch.float32,
+    compiled: bool = False,
+) -> Figures:
     """Time the loss at one size, as ratios to a copy of the teacher's features."""
     generator = torch.Generator(device).manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device)
+        return torch.randn(shape, generator=generator, device=device, dtype=dtype)
 
     student = normal(size.images, size.student, size.height, size.width).requires_grad_()
     teacher = normal(size.images, size.teacher, size.height, size.width)
     groups = torch.randperm(size.teacher, generator=torch.Generator().manual_seed(0)).to(device)
     groups = groups.reshape(size.student, -1)
-    jobs = loss_jobs(student, teacher, groups, -normal(size.student).abs())
+    jobs = loss_jobs(student, teacher, groups, -normal(size.student).abs(), compiled)
     seconds = in_turn(jobs, runs, device, warm=True)
-    must_move = teacher.nbytes + 4 * student.nbytes
+    distances = student.numel() * torch.float32.itemsize
+    must_move = teacher.nbytes + 2 * student.nbytes + 2 * distances
     return {
+        "dtype": str(dtype).removeprefix("torch."),
         "ratios": {name: timing.over(seconds["copy"])._asdict() for name, timing in seconds.items()},
         "copy_seconds": seconds["copy"].minimum,
         "limit": must_move / (2 * teacher.nbytes),  # a copy reads and writes
     }
 
 
-def loss_jobs(student: Tensor, teacher: Tensor, groups: Tensor, margin: Tensor) -> dict[str, Job]:
+def loss_jobs(
+    student: Tensor, teacher: Tensor, groups: Tensor, margin: Tensor, compiled: bool
+) -> dict[str, Job]:
     """Returns the loss in each way to compute it, with its gradient, and a copy of the teacher's features.
 
     Args:
         student: (N, C, H, W), with `requires_grad`.
-        teacher: (N, D, H, W).
+        teacher: (N, D, H, W), in the same dtype.
         groups: (C, K) int64.
         margin: (C,).
+        compiled: whether to add what torch.compile makes of the two ways in plain torch.
     """
     buffer = torch.empty_like(teacher)
 
@@ -107,21 +127,28 @@ def loss_jobs(student: Tensor, teacher: Tensor, groups: Tensor, margin: Tensor) 
 
         return job
 
-    def in_sequence() -> Tensor:
+    def sequence(student: Tensor, teacher: Tensor) -> Tensor:
         return partial_l2(student, absolute_max(teacher, groups), margin, "mean")
 
-    def plain() -> Tensor:
-        _, difference = eager.pooled_difference(student.detach(), teacher, groups, margin, None, True)
+    def plain(student: Tensor, teacher: Tensor) -> Tensor:
+        _, difference = eager.pooled_difference(student.float(), teacher, groups, margin.float(), None, True)
         assert difference is not None
-        return difference * torch.tensor(2 / student.numel())  # This is the backward pass.
+        # This is the backward pass.
+        return (difference * (2 / student.numel())).to(student.dtype)
 
     jobs: dict[str, Job] = {
         "copy": lambda: buffer.copy_(teacher),
-        "plain torch": plain,
-        "in sequence": step(in_sequence),
+        "plain torch": lambda: plain(student.detach(), teacher),
+        "in sequence": step(lambda: sequence(student, teacher)),
     }
-    if student.device.type == "cuda" and kernels.triton_kernel(torch.float32, torch.float32):
+    if student.device.type == "cuda" and kernels.triton_kernel(torch.float32, teacher.dtype):
         jobs["fused"] = step(lambda: pooled_partial_l2(student, teacher, groups, margin, "mean"))
+    if compiled:
+        torch.compiler.reset()  # else the sizes before count towards the limit of compilations
+        plain_compiled = torch.compile(plain, dynamic=False)
+        sequence_compiled = torch.compile(sequence, dynamic=False)
+        jobs["plain, compiled"] = lambda: plain_compiled(student.detach(), teacher)
+        jobs["sequence, compiled"] = step(lambda: sequence_compiled(student, teacher))
     return jobs
 
 

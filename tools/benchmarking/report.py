@@ -15,13 +15,13 @@ ON_A_GPU = {
     "losses": "All losses of each method.",
     "memory": "Peak memory.",
     "teacher": "The teacher's forward pass in each of its settings.",
+    "overlap": "The teacher's forward pass on a stream of its own, and as a CUDA graph.",
 }
 
 STEP_HEADS = ("takes", "over the floor", "over the student alone", "its limit")  # of `step_cells`
 
-OVERLAP = """Teacher and student never run at the same time on one GPU. This is not implemented, because no
-GPU was available to measure whether it is faster.
-"""
+COMPILED = ("plain, compiled", "sequence, compiled")
+NEAR = 1.3  # a compiled form that is so near to the kernel's time would make the kernel superfluous
 
 HEAD = """# Performance
 
@@ -45,12 +45,16 @@ machine and say little about others.
   the bytes that must move: teacher and student are read, the distances written and read again, the gradient
   written; a copy reads and writes the teacher's features. `fused` is the Triton kernel, which
   training uses on a GPU; `plain torch` takes its place elsewhere; `in sequence` are the two
-  definitions one after the other, with automatic differentiation. On a GPU the time that launching takes is
+  definitions one after the other, with automatic differentiation. The compiled columns are what
+  `torch.compile` makes of these two for one size. On a GPU the time that launching takes is
   not counted, here alone.
 - **All losses** of a method are those of its taps, with norms and adapters, forward and backward down to the
   student's features. They are compared with a copy of the teacher's features as well.
 - **Peak memory** is the minimum of several processes for each kind of step. On the CPU, the memory that a
   process holds before it builds anything is left out.
+- **The teacher's pass beside the floor** is an experiment, and no option of a training: a floor step whose
+  teacher runs on a CUDA stream of its own beside the student's forward pass, or is replayed as a CUDA graph,
+  in turn with a floor step as it is.
 - **The start**, from the command to the first iteration, is what `tools/benchmark_start.py` measures, beside
   stock Detectron2's start on the same student and its loading of the teacher.
 - **Matching** takes a share of the training time. With `pass` it is the time of extra images through both
@@ -66,7 +70,7 @@ def lines(record: Record) -> Iterator[str]:
         yield from loss_lines(record["loss"])
     if "solve" in record:
         yield from solve_lines(record["solve"])
-    if {"steps", "memory", "losses", "taps", "teacher"} & set(record):
+    if {"steps", "memory", "losses", "taps", "teacher", "overlap"} & set(record):
         yield from setting_lines(record["setting"])
     if "steps" in record or "memory" in record:
         yield from step_lines(record)
@@ -74,6 +78,8 @@ def lines(record: Record) -> Iterator[str]:
         yield from method_lines(record["losses"])
     if "teacher" in record:
         yield from teacher_lines(record["teacher"])
+    for method, rows in record.get("overlap", {}).items():
+        yield from overlap_lines(method, rows)
     for method, rows in record.get("taps", {}).items():
         yield from tap_lines(method, rows)
     for method, steps in record.get("steps", {}).items():
@@ -100,15 +106,32 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
 
 
 def loss_lines(rows: Sequence[Record]) -> Iterator[str]:
-    kinds = ("fused", "plain torch", "in sequence")
+    kinds = ["fused", "plain torch", "in sequence"]
+    kinds += [kind for kind in COMPILED if any(kind in row["ratios"] for row in rows)]
     heads = ["(images, student from teacher channels, height, width)", "a copy", "limit", *kinds]
 
     def cells(row: Record) -> list[str]:
-        name = f"{row['size']}, {row['what']}" if row["what"] else row["size"]
         ratios = (ratio(row["ratios"].get(kind)) for kind in kinds)
-        return [name, f"{row['copy_seconds'] * 1e3:.2f} ms", f"{row['limit']:.2f}", *ratios]
+        return [loss_name(row), f"{row['copy_seconds'] * 1e3:.2f} ms", f"{row['limit']:.2f}", *ratios]
 
-    return table(heads, map(cells, rows))
+    yield from table(heads, map(cells, rows))
+    if both := [row for row in rows if {"fused", *COMPILED} <= set(row["ratios"])]:
+        near = [loss_name(row) for row in both if compiled_over_fused(row) <= NEAR]
+        yield (
+            f"A compiled form takes at most {NEAR} times the time of the fused loss at {len(near)} of these "
+            f"{len(both)} sizes{': ' if near else ''}{'; '.join(near)}."
+        )
+        yield ""
+
+
+def loss_name(row: Record) -> str:
+    dtype = row.get("dtype", "float32")
+    return ", ".join([row["size"], *filter(None, [row["what"], dtype if dtype != "float32" else ""])])
+
+
+def compiled_over_fused(row: Record) -> float:
+    """The time of the faster compiled form, divided by that of the kernel."""
+    return min(row["ratios"][kind]["median"] for kind in COMPILED) / row["ratios"]["fused"]["median"]
 
 
 def solve_lines(rows: Sequence[Record]) -> Iterator[str]:
@@ -172,6 +195,16 @@ def teacher_lines(rows: Sequence[Record]) -> Iterator[str]:
     )
 
 
+def overlap_lines(method: str, rows: Sequence[Record]) -> Iterator[str]:
+    def cells(row: Record) -> list[str]:
+        if "refused" in row:
+            return [row["way"], "-", f"refused: {row['refused']}"]
+        return [row["way"], f"{row['seconds']['median']:.3f} s", ratio(row["ratio"])]
+
+    heads = [f"the floor of `{method}` with the teacher's pass", "takes", "over the floor"]
+    return table(heads, map(cells, rows))
+
+
 def tap_lines(method: str, rows: Sequence[Record]) -> Iterator[str]:
     heads = [f"distilled step of `{method}` at", *STEP_HEADS]
     return table(heads, ([", ".join(row["taps"]), *step_cells(row)] for row in rows))
@@ -208,5 +241,6 @@ def not_run(records: Sequence[Record]) -> str:
     """Returns the section that lists the parts without a record from a GPU."""
     run = {part for record in records if record.get("device", "cpu").startswith("cuda") for part in record}
     missing = [f"- {what}" for part, what in ON_A_GPU.items() if part not in run]
-    on_a_gpu = ["On a GPU:\n", *missing, ""] if missing else []
-    return "\n".join(["## What has not been run\n", *on_a_gpu, OVERLAP])
+    if not missing:
+        return ""
+    return "\n".join(["## What has not been run\n", "On a GPU:\n", *missing, ""])

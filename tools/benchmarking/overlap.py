@@ -1,0 +1,69 @@
+"""Experiments on a GPU, which are no options of the training: the teacher's pass in other ways than in turn."""
+
+from __future__ import annotations
+
+from typing import Callable
+
+import torch
+from benchmarking.steps import Bench
+from benchmarking.timing import Job, in_turn
+from commandline import Figures
+
+WARM_UP = 3  # passes before one is captured, in which libraries choose their kernels
+
+
+def teacher_overlap(bench: Bench, runs: int) -> list[Figures]:
+    """Steps of the floor with the teacher's pass in other ways, each in turn with the floor as it is."""
+    return [{"way": way, **beside_floor(bench, make, runs)} for way, make in WAYS.items()]
+
+
+def beside_floor(bench: Bench, make: Callable[[Bench], Job], runs: int) -> Figures:
+    """Seconds of a way and its ratio to the floor, or what refused it."""
+    try:
+        job = make(bench)
+    except (RuntimeError, AssertionError, ValueError) as error:  # of CUDA, of torch without it
+        return {"refused": str(error).strip().split("\n")[0]}
+    seconds = in_turn({"floor": bench.floor_step, "way": job}, runs, bench.device)
+    return {"seconds": seconds["way"]._asdict(), "ratio": seconds["way"].over(seconds["floor"])._asdict()}
+
+
+def on_its_own_stream(bench: Bench) -> Job:
+    """The floor with the teacher's pass beside the student's forward pass; the losses need both."""
+    stream = torch.cuda.Stream(bench.device)
+
+    def step() -> None:
+        with bench.running():
+            batch = bench.model.to_device(bench.batch)
+            current = torch.cuda.current_stream(bench.device)
+            stream.wait_stream(current)  # for the images
+            with torch.cuda.stream(stream):
+                bench.teacher_pass(batch)
+            losses = bench.model.student(batch)
+            current.wait_stream(stream)
+        bench.update(losses)
+
+    return step
+
+
+def as_a_graph(bench: Bench) -> Job:
+    """The floor with the teacher's pass replayed, on the images that it was captured with."""
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(bench.device)
+    batch = bench.model.to_device(bench.batch)
+    with torch.cuda.stream(stream), bench.running():
+        stream.wait_stream(torch.cuda.default_stream(bench.device))
+        for _ in range(WARM_UP):
+            bench.teacher_pass(batch)
+    torch.cuda.synchronize(bench.device)
+    with bench.running(), torch.cuda.graph(graph):
+        bench.teacher_pass(batch)
+
+    def step() -> None:
+        with bench.running():
+            losses = bench.model.student(bench.model.to_device(bench.batch))
+            graph.replay()
+        bench.update(losses)
+
+    return step
+
+
+WAYS = {"on a stream of its own": on_its_own_stream, "as a CUDA graph": as_a_graph}
