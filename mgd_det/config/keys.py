@@ -181,6 +181,10 @@ def _add_teacher(cfg: CfgNode) -> None:
     # The teacher runs in every k-th iteration only, in which the distillation losses are multiplied by k, so
     # that a weight means the same. In the others the student learns from its task alone.
     cfg.DISTILL.TEACHER.EVERY = 1
+    # The teacher sees the images with their sides multiplied by this factor, from above 0 to 1.0, and its
+    # features are resized to the size that the student's have. "logits" and "crosskd" with RetinaNet or FCOS
+    # need 1.0. The teacher's own evaluations see the images in full size.
+    cfg.DISTILL.TEACHER.SCALE = 1.0
     # The precision that the teacher computes in: "float32", "float16" or "bfloat16". If empty, it is that
     # of the training.
     cfg.DISTILL.TEACHER.DTYPE = ""

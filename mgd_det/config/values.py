@@ -99,6 +99,7 @@ VALUES: dict[str, Rule] = {
     "DISTILL.STRENGTH_UNTIL": Range(0),
     "DISTILL.GRADIENT_PERIOD": Range(0),
     "DISTILL.TEACHER.EVERY": Range(1, hint="1 runs the teacher in every iteration."),
+    "DISTILL.TEACHER.SCALE": Range(0, 1, open_below=True, hint="Give a number above 0.0, up to 1.0."),
     "DISTILL.TEACHER.DTYPE": OneOf(tuple(TEACHER_DTYPES)),
     "DISTILL.TEACHER.MIN_AP": Range(0, 100),
     "DISTILL.TEACHER.CHECK_IMAGES": Range(1),

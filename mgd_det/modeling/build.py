@@ -26,7 +26,7 @@ from mgd_det.methods import (
 from mgd_det.rng import isolated_rng
 
 from . import torchvision_backbone as torchvision_backbone  # which adds its builders to Detectron2's registry
-from .heads import needs_labels
+from .heads import needs_full_size, needs_labels
 from .tapped import TappedDetector
 from .taps import student_and_teacher_names
 from .teacher import CONFIG_KEY, Teacher, TeacherSpec
@@ -134,6 +134,23 @@ def check_unlabeled(cfg: CfgNode, student: nn.Module, methods: Mapping[str, Meth
     logger.info(
         "DATASETS.UNLABELED: these methods need labels and leave its images out: %s", ", ".join(needing)
     )
+
+
+def check_teacher_scale(cfg: CfgNode, student: nn.Module, methods: Mapping[str, Method]) -> None:
+    """Check that the methods can learn from a teacher that sees smaller images.
+
+    Raises:
+        ConfigError: one of them cannot.
+    """
+    scale = cfg.DISTILL.TEACHER.SCALE
+    for name, method in methods.items():
+        if scale != 1 and any(needs_full_size(student, tap) for tap in method.taps):
+            problem = (
+                f"{name} compares predictions of anchors or points, whose objects are {scale:g} times as "
+            )
+            problem += "large in the teacher's images"
+            remedy = f'Set it to 1.0, or leave "{name}" out of DISTILL.METHODS.'
+            raise ConfigError("DISTILL.TEACHER.SCALE", scale, problem, remedy)
 
 
 def _method_class(cfg: CfgNode, name: str) -> type[Method]:

@@ -35,6 +35,7 @@ from .build import (
     build_methods,
     build_student,
     check_taps,
+    check_teacher_scale,
     check_unlabeled,
     inspect_student,
     inspect_teacher,
@@ -129,6 +130,7 @@ class DistilledDetector(ModuleWithProperties):
         tapped = TappedDetector(student, cfg.DISTILL.BACKBONE)
         methods, built_teacher = build_methods(cfg, tapped) if cfg.DISTILL.ENABLED else ({}, None)
         check_unlabeled(cfg, student, methods)
+        check_teacher_scale(cfg, student, methods)
         return {
             "student": student,
             "methods": methods,
@@ -338,6 +340,7 @@ class DistilledDetector(ModuleWithProperties):
         if any(m.wants_confidence and not set(taps).isdisjoint(m.taps) for m in self.methods.values()):
             names.append(CONFIDENCE)
         teacher = self.teacher.features(images, self.input_format, names, student)
+        resizing = self.teacher.resizing(images)
         boxes = None
         wanted = any(method.wants_foreground for method in self.methods.values())
         if wanted and "instances" in batched_inputs[0]:  # a matching pass has none
@@ -350,9 +353,12 @@ class DistilledDetector(ModuleWithProperties):
                 ours, theirs = student_and_teacher_names(tap)
                 info = self._taps[tap]
                 assert isinstance(info.stride, int)  # as of all taps in a backbone
+                features = channels_first(teacher[theirs], self._teacher_taps[tap])
+                if resizing is not None:
+                    features = resizing.features(features, info.stride)
                 paired[tap] = pair_maps(
                     channels_first(student[ours], info),
-                    channels_first(teacher[theirs], self._teacher_taps[tap]),
+                    features,
                     images,
                     info.stride,
                     boxes=boxes,

@@ -23,6 +23,7 @@ from mgd_det.detectron2_types import BatchedInputs
 from mgd_det.errors import UnknownTap
 from mgd_det.maths.foreground import class_confidence
 from mgd_det.maths.moments import with_moments_of
+from mgd_det.maths.resizing import Resizing
 from mgd_det.methods import (
     CLASS_MAPS,
     CONFIDENCE,
@@ -118,13 +119,21 @@ class DenseHead:
         with _hooked([hook for tap in taps for hook in hooks[tap]]):
             yield found
 
-    def run(self, features: Mapping[str, Tensor], taps: Sequence[str], student: Captured) -> Captured:
+    def run(
+        self,
+        features: Mapping[str, Tensor],
+        taps: Sequence[str],
+        student: Captured,
+        resizing: Resizing | None = None,
+    ) -> Captured:
         """Runs as much of the head as the taps need.
 
         Args:
             features: the backbone's outputs.
             taps: names of taps in the head.
             student: not used; see :meth:`ProposalHead.run`.
+            resizing: of the images that the features were computed from; None: they have their full size.
+                What is returned belongs to the full size, except for predictions.
         """
         maps = [features[name] for name in self.in_features]
         whole = PREDICTIONS in taps or CROSS_PREDICTIONS in taps
@@ -140,6 +149,10 @@ class DenseHead:
         if CONFIDENCE in taps:
             scores = found[PREDICTIONS][0] if whole else found[CLASS_MAPS]
             found[CONFIDENCE] = dict(zip(self.strides, map(class_confidence, scores)))
+        if resizing is not None and HEAD in found:
+            found[HEAD] = [resizing.features(x, stride) for x, stride in zip(found[HEAD], self.strides)]
+        if resizing is not None and CONFIDENCE in found:
+            found[CONFIDENCE] = {k: resizing.features(x, k) for k, x in found[CONFIDENCE].items()}
         return found
 
     def pair(
@@ -281,10 +294,22 @@ class ProposalHead:
         with _hooked([(heads.box_pooler, keep_proposals), *(hooks[tap] for tap in taps)]):
             yield found
 
-    def run(self, features: Mapping[str, Tensor], taps: Sequence[str], student: Captured) -> Captured:
-        """Runs as much of the head as the taps need, on the student's proposals."""
+    def run(
+        self,
+        features: Mapping[str, Tensor],
+        taps: Sequence[str],
+        student: Captured,
+        resizing: Resizing | None = None,
+    ) -> Captured:
+        """Runs as much of the head as the taps need, on the student's proposals.
+
+        Args:
+            features, taps, resizing: as :meth:`DenseHead.run`'s.
+            student: what the student gave at its taps, its proposals in the pixels of the full images.
+        """
         maps = [features[name] for name in self.in_features]
-        pooled = self.heads.box_pooler(maps, [Boxes(boxes) for boxes in student[PROPOSALS]])
+        proposals = student[PROPOSALS] if resizing is None else resizing.boxes(student[PROPOSALS])
+        pooled = self.heads.box_pooler(maps, [Boxes(boxes) for boxes in proposals])
         with self.capture(taps) as found:
             hidden = self.heads.box_head(pooled)
             if PREDICTIONS in taps:
@@ -334,6 +359,14 @@ def needs_labels(detector: nn.Module, tap: str) -> bool:
     if tap not in HEAD_TAPS:
         return False
     return isinstance(find_head(detector), ProposalHead) or (tap == HEAD and isinstance(detector, RetinaNet))
+
+
+def needs_full_size(detector: nn.Module, tap: str) -> bool:
+    """Returns True for a tap that cannot take a teacher's features of smaller images.
+
+    An anchor or a point of a dense head stands for objects of its own sizes, which are others there.
+    """
+    return tap in (PREDICTIONS, CROSS_PREDICTIONS) and isinstance(find_head(detector), DenseHead)
 
 
 def _has(module: nn.Module, *names: str) -> bool:

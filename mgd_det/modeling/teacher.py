@@ -25,6 +25,7 @@ from mgd_det.config.values import TEACHER_DTYPES
 from mgd_det.detectron2_compat import apply_to_tensors, undo_compile
 from mgd_det.detectron2_types import BatchedInputs
 from mgd_det.errors import ConfigError, building_from_config
+from mgd_det.maths.resizing import Resizing
 from mgd_det.rng import isolated_rng
 
 from .heads import find_head
@@ -65,6 +66,7 @@ class TeacherSpec:
     backbone: str = ""
     config_functions: Sequence[str] = ()
     other_keys: CfgNode | None = None
+    scale: float = 1.0
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> TeacherSpec:
@@ -83,6 +85,7 @@ class TeacherSpec:
             node.BACKBONE,
             functions,
             keys_beyond(cfg, known),
+            node.SCALE,
         )
 
     def config(self) -> CfgNode:
@@ -209,7 +212,13 @@ class TeacherSpec:
 
     def _wrapped(self, model: nn.Module, input_format: str) -> Teacher:
         return Teacher(
-            model, input_format, TEACHER_DTYPES[self.dtype], self.channels_last, self.compile, self.backbone
+            model,
+            input_format,
+            TEACHER_DTYPES[self.dtype],
+            self.channels_last,
+            self.compile,
+            self.backbone,
+            self.scale,
         )
 
 
@@ -227,6 +236,7 @@ class Teacher:
         compile: if True, `torch.compile` translates the layers between the taps when these are first asked
             for. If that fails, the network goes on as it is, with one warning.
         backbone: path of the backbone in it, as :class:`~mgd_det.modeling.tapped.TappedDetector` takes it.
+        scale: factor on the sides of the images that it computes features of.
     """
 
     def __init__(
@@ -237,6 +247,7 @@ class Teacher:
         channels_last: bool = False,
         compile: bool = False,
         backbone: str = "",
+        scale: float = 1.0,
     ) -> None:
         self.model: Any = model.eval().requires_grad_(False)
         self.tapped = TappedDetector(self.model, backbone)
@@ -245,6 +256,7 @@ class Teacher:
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.model.to(memory_format=self.memory_format)
         self.compile = compile
+        self.scale = scale
         self.loaded = False  # True once all its weights have been loaded
         self._compiled_for: list[str] | None = None
 
@@ -277,6 +289,10 @@ class Teacher:
             images = [image.flip(0) for image in images]
         return inference_inputs(images)
 
+    def resizing(self, images: Sequence[Tensor]) -> Resizing | None:
+        """Returns how it sees images, (C, H, W) each; None where it sees them in their own size."""
+        return None if self.scale == 1 else Resizing.by(images, self.scale)
+
     @torch.no_grad()
     def features(
         self, images: Sequence[Tensor], image_format: str, names: Sequence[str], student: Any = None
@@ -290,15 +306,16 @@ class Teacher:
             student: what the student gave at its taps, if one in the head is among them.
 
         Returns:
-            name -> (N, Ct, H, W), at the teacher's own normalisation and padding; of taps in the head what
-            `heads.py` says.
+            name -> (N, Ct, H, W), at the teacher's own normalisation, padding and size of images, see
+            :meth:`resizing`; of taps in the head what `heads.py` says.
         """
-        inputs = self.inputs(images, image_format)
+        resizing = self.resizing(images)
+        inputs = self.inputs(images if resizing is None else resizing.images(images), image_format)
         names, head_names = backbone_and_head_taps(names)
         with self._autocast(images[0].device.type):
             run = self._run(inputs, names, whole=bool(head_names))
             if head_names:
-                run.features.update(find_head(self.model).run(run.outputs, head_names, student))
+                run.features.update(find_head(self.model).run(run.outputs, head_names, student, resizing))
         return run.features
 
     def _run(self, inputs: BatchedInputs, names: list[str], *, whole: bool) -> BackbonePass:

@@ -31,6 +31,8 @@ def test_the_defaults_are_allowed(cfg):
         ("DISTILL.MATCHING.ONLINE_EVERY", 0, "0: less than 1. Give a number of at least 1."),
         ("DISTILL.MATCHING.ITERATIONS", [1, "two"], r"\[1, 'two'\]: not all are whole numbers. Give a list"),
         ("DISTILL.TEACHER.EVERY", 0, "0: less than 1. 1 runs the teacher in every iteration."),
+        ("DISTILL.TEACHER.SCALE", 0.0, r"0.0: not in \(0, 1\]. Give a number above 0.0, up to 1.0."),
+        ("DISTILL.TEACHER.SCALE", 1.5, r"1.5: not in \(0, 1\]"),
         ("DISTILL.TEACHER.MIN_AP", 101.0, r"101.0: not in \[0, 100\]. Give a number from 0 to 100."),
         ("DISTILL.TEACHER.MIN_AP", math.nan, r"nan: not in \[0, 100\]"),
         ("DISTILL.EXPERIMENT.ONLINE_DECAY", 0.0, r"0.0: not in \(0, 1\]. Give a number like 0.98."),

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mgd_det.errors import UnknownTap
+from mgd_det.maths.resizing import Resizing
 from mgd_det.modeling.heads import PROPOSALS, DenseHead, ProposalHead, find_head
 from mgd_det.modeling.pairing import unpadded_mask
 from mgd_det.modeling.tapped import TappedDetector
@@ -219,6 +220,19 @@ def test_the_teachers_box_head_is_run_on_the_students_proposals(demo_data, tmp_p
 
 
 # Which positions count, and in which order.
+
+
+def test_a_box_head_pools_proposals_in_smaller_images(rcnn, labelled):
+    """Features that are those of images of half the size, at boxes of half the size."""
+    head = ProposalHead(rcnn.eval().requires_grad_(False))
+    features = rcnn.backbone(torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    boxes = [torch.tensor([[8.0, 8.0, 40.0, 56.0]]), torch.tensor([[0.0, 16.0, 64.0, 64.0]])]
+    doubled = {PROPOSALS: [2 * box for box in boxes]}
+    expected = head.run(features, BOTH, {PROPOSALS: boxes})
+    large = [torch.zeros(3, 128, 128)] * 2
+    found = head.run(features, BOTH, doubled, Resizing.by(large, 0.5))
+    assert torch.equal(found["head"], expected["head"])
+    assert torch.equal(found["predictions"][1], expected["predictions"][1])
 
 
 def ignoring(demo_data, tmp_path, *sizes):

@@ -138,6 +138,44 @@ def test_every_method_takes_a_teacher_in_bfloat16_and_channels_last(method, mgd_
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
+def test_smaller_images_are_what_a_teacher_would_see_alone(teacher_run, images):
+    """64 x 96 and 96 x 64 at 0.6 are 38 x 58 and 58 x 38, no multiples of any stride."""
+    pixels = [x["image"] for x in images]
+    whole, smaller = (spec_of(teacher_run, scale=scale).load(CPU) for scale in (1.0, 0.6))
+    resizing = smaller.resizing(pixels)
+    assert resizing.resized == [(38, 58), (58, 38)]
+    taps = ["res3", "p3", "head", "confidence"]
+    found = smaller.features(pixels, "RGB", taps)
+    alone = whole.features(resizing.images(pixels), "RGB", taps)
+    assert torch.equal(found["res3"], alone["res3"])
+    assert torch.equal(found["p3"], alone["p3"])
+    assert [x.shape[2:] for x in found["head"]] == [(12, 12), (6, 6), (3, 3), (2, 2), (1, 1)]
+    assert torch.equal(found["head"][1], resizing.features(alone["head"][1], 16))
+    assert torch.equal(found["confidence"][8], resizing.features(alone["confidence"][8], 8))
+    assert whole.resizing(pixels) is None
+
+
+DENSE_PREDICTIONS = ("logits", "crosskd")
+
+
+@pytest.mark.parametrize("method", method_defaults())
+def test_every_method_takes_smaller_images_or_refuses_them(method, mgd_cfg, labelled):
+    mgd_cfg.DISTILL.METHODS, mgd_cfg.DISTILL.TEACHER.SCALE = [method], 0.6
+    mgd_cfg.DISTILL.LSH.NUM_HASHES = 16
+    if method in DENSE_PREDICTIONS:
+        with pytest.raises(ConfigError, match=rf"SCALE = 0\.6: {method} compares.*leave \"{method}\" out"):
+            build_model(mgd_cfg)
+        return
+    if method == "imitation":
+        mgd_cfg.DISTILL.IMITATION.FOREGROUND, mgd_cfg.DISTILL.IMITATION.FOREGROUND_WEIGHT = "teacher", 3.0
+    model = build_model(mgd_cfg).train()
+    model.rematch([labelled])
+    with EventStorage():
+        losses = model(labelled)
+        sum(losses.values()).backward()
+    assert all(0 < losses[name].item() < 1e4 for name in model.losses)
+
+
 @pytest.fixture
 def compiler_cache(tmp_path, monkeypatch):
     """Nothing compiled before, in this process or another."""
