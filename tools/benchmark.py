@@ -142,7 +142,7 @@ def measure(args: argparse.Namespace) -> Figures:
 
 
 def measure_networks(
-    args: argparse.Namespace, cfg: CfgNode, wanted: set[str], dtype: Optional[torch.dtype]
+    args: argparse.Namespace, cfg: CfgNode, wanted: set[str], dtype: torch.dtype | None
 ) -> Figures:
     """Returns the figures of the parts that run the config's networks, and their setting."""
     found: Figures = {}

@@ -14,7 +14,7 @@ from benchmarking import parts
 from benchmarking.overlap import beside_floor, teacher_overlap
 from benchmarking.parts import Size, loader_share, one_size, re_solve, use_photos
 from benchmarking.report import document, lines, not_run
-from benchmarking.steps import Bench, matching_shares, method_losses, random_batch
+from benchmarking.steps import Bench, gradient_share, matching_shares, method_losses, random_batch
 from benchmarking.timing import Timing, in_turn
 from helpers.commands import ROOT, run_tool
 
@@ -90,6 +90,12 @@ def test_images_of_a_batch_differ_in_size_and_have_their_boxes_inside():
         assert boxes[:, 2].max() <= 120
         assert boxes[:, 3].max() <= x["height"]
         assert set(x["instances"].gt_classes.tolist()) <= {0, 1}
+
+
+def test_share_of_comparing_gradients_by_hand(mgd_cfg):
+    """Ten comparisons at the start and 20 later, each half a step more, in 4,000 steps."""
+    mgd_cfg.DISTILL.GRADIENT_PERIOD, mgd_cfg.SOLVER.MAX_ITER = 200, 4000
+    assert gradient_share(mgd_cfg, 1.5)["share"] == pytest.approx(30 * 0.5 / 4000)
 
 
 def test_shares_of_matching_by_hand():

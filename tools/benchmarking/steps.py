@@ -22,8 +22,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from mgd_det.detectron2_types import BatchedInputs
+from mgd_det.engine.automatic_weights import FIRST as AT_FIRST
 from mgd_det.engine.optimizer import build_optimizer
 from mgd_det.engine.schedules import UpdateSchedule
+from mgd_det.modeling.step_plan import StepPlan
 from mgd_det.modeling.taps import student_and_teacher_names
 from mgd_det.modeling.teacher import TeacherSpec
 
@@ -100,6 +102,12 @@ class Bench:
             losses = self.model(self.batch)
         self.update(losses)
 
+    def measuring_step(self) -> None:
+        """Take a distilled step that also compares the gradients of the losses with the task's."""
+        self.model.plan_step(StepPlan(measure_gradients=True))
+        self.distilled_step()
+        self.model.take_gradient_ratios()
+
     @cached_property
     def features(self) -> Figures:
         """The features of all taps in a step, as the methods get them."""
@@ -156,6 +164,7 @@ def method_steps(bench: Bench, runs: int) -> Figures:
         "student": bench.student_step,
         "floor": bench.floor_step,
         "distilled": bench.distilled_step,
+        "measuring": bench.measuring_step,
     }
     matches = bool(bench.model.matching)
     if matches:
@@ -167,6 +176,7 @@ def method_steps(bench: Bench, runs: int) -> Figures:
         "over the floor": seconds["distilled"].over(seconds["floor"])._asdict(),
         "over the student": seconds["distilled"].over(seconds["student"])._asdict(),
         "flops": {kind: count_flops(jobs[kind]) for kind in kinds},
+        "gradients": gradient_share(bench.cfg, seconds["measuring"].over(seconds["distilled"]).median),
     }
     if matches:
         found["schedule"] = schedule_of(bench.cfg)
@@ -196,6 +206,23 @@ def matching_shares(
         "online": observed + solving / training,
         "first pass": one_pass / training,
         "pass": (schedule["passes"] * one_pass + solving) / training,
+    }
+
+
+def gradient_share(cfg: CfgNode, ratio: float) -> Figures:
+    """Returns what share of the training time it takes to compare gradients under DISTILL.STRENGTH.
+
+    Args:
+        cfg: of the run.
+        ratio: of the time of a distilled step that compares them to that of one that does not.
+    """
+    period, iterations = cfg.DISTILL.GRADIENT_PERIOD, cfg.SOLVER.MAX_ITER
+    times = AT_FIRST + (iterations / period if period else 0)
+    return {
+        "ratio": ratio,
+        "period": period,
+        "iterations": iterations,
+        "share": (ratio - 1) * times / iterations,
     }
 
 
@@ -311,7 +338,7 @@ def peak_memory(processes: int, *arguments: Any) -> dict[str, float]:
 
 
 def _allocated(bench: Bench) -> dict[str, float]:
-    """What torch has allocated on the GPU at the peak; it counts by the byte, so that one process is enough."""
+    """What torch has allocated on the GPU at the peak; it counts by the byte, so one process is enough."""
     found = {}
     for kind in KINDS:
         bench.optimizer.zero_grad()
