@@ -100,7 +100,7 @@ def convert_mobilenet_v2(content: bytes) -> dict[str, Tensor]:
     The file has the names of another implementation, whose tensors have the same order and shapes.
 
     Raises:
-        RuntimeError: their number or shapes are others.
+        RuntimeError: their shapes are others, or some are missing.
     """
     state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     network = mobilenet_v2()

@@ -1,0 +1,53 @@
+"""The configs of the studies on real images: what they share, and that the converted weights fit them."""
+
+from __future__ import annotations
+
+import pytest
+from detectron2.config import CfgNode
+from helpers.commands import ROOT
+
+from mgd_det.config import load_config
+from mgd_det.modeling.build import build_student
+
+STUDIES = ("bccd", "animal_pose")
+NETWORKS = ("teacher", "student_r18", "student_mobilenetv2")
+
+
+def config(study: str, network: str) -> CfgNode:
+    return load_config(str(ROOT / f"configs/studies/{study}/{network}.yaml"), device="cpu")
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_students_and_teacher_agree_about_the_data(study):
+    """Also about FPN and head, which students may inherit."""
+    cfgs = [config(study, network) for network in NETWORKS]
+    for cfg in cfgs:
+        assert list(cfg.DATASETS.TRAIN) == [f"{study}_train"]
+        assert cfg.OUTPUT_DIR.startswith(f"output/studies/{study}/")
+        for node in ("DATASETS", "MODEL.RETINANET", "MODEL.FPN", "MODEL.ANCHOR_GENERATOR"):
+            of_teacher, of_cfg = cfgs[0], cfg
+            for part in node.split("."):
+                of_teacher, of_cfg = of_teacher[part], of_cfg[part]
+            assert of_cfg == of_teacher, node
+    assert len({cfg.OUTPUT_DIR for cfg in cfgs}) == len(NETWORKS)
+
+
+def test_the_teacher_has_the_layers_of_half_resnet50():
+    """53 convolutions, each with a norm of four tensors; tools/convert_backbone.py names these widths."""
+    bottom_up = build_student(config("bccd", "teacher")).backbone.bottom_up
+    shapes = {name: tuple(tensor.shape) for name, tensor in bottom_up.state_dict().items()}
+    assert len(shapes) == 53 * 5
+    assert shapes["stem.conv1.weight"] == (64, 3, 7, 7)
+    assert shapes["res2.0.conv1.weight"] == (32, 64, 1, 1)
+    assert shapes["res5.2.conv3.weight"] == (1024, 256, 1, 1)
+    assert bottom_up.res3[0].conv1.stride == (2, 2)
+
+
+def test_frozen_parts_are_those_with_imagenet_weights():
+    teacher, r18, mobilenet = (build_student(config("bccd", network)).backbone for network in NETWORKS)
+    frozen = [name for name, p in teacher.bottom_up.named_parameters() if not p.requires_grad]
+    assert frozen == [
+        name for name, _ in teacher.bottom_up.named_parameters() if name[:4] in ("stem", "res2")
+    ]
+    assert all(p.requires_grad for p in r18.parameters())
+    assert all(p.requires_grad for p in mobilenet.bottom_up.parameters() if p.dim() == 4)
