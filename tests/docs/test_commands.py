@@ -32,6 +32,7 @@ SHORTER = {
     "tools/backbones.py": [],
     "tools/benchmark.py": ["--report", "performance.md"],  # measures nothing
     "tools/compare.py": ["--report-only"],
+    "tools/cut_labels.py": [],
     "tools/draw_detections.py": [],
     "tools/export.py": ["--runs", "1"],
     "tools/make_demo_data.py": ["--train", "16", "--val", "10", "--test", "10", "--size", "96", "96"],
