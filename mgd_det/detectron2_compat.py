@@ -10,9 +10,9 @@ from typing import Any, Callable, TypedDict
 
 import torch
 import torch.distributed as dist
-from detectron2.engine import DefaultTrainer, TrainerBase
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
-from detectron2.engine.hooks import PeriodicWriter
+from detectron2.engine.hooks import BestCheckpointer, EvalHook, PeriodicWriter
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, EventWriter
 from torch import Tensor, nn
@@ -80,6 +80,11 @@ def metric_writers(trainer: TrainerBase) -> list[EventWriter]:
     """Returns what a trainer writes its scalars with, which its hook keeps to itself."""
     hooks = [hook for hook in trainer._hooks if isinstance(hook, PeriodicWriter)]
     return [writer for hook in hooks for writer in hook._writers]
+
+
+def evaluation_hooks(trainer: TrainerBase) -> list[HookBase]:
+    """Returns a trainer's hooks that evaluate, and those that keep the best weights, in their order."""
+    return [hook for hook in trainer._hooks if isinstance(hook, (EvalHook, BestCheckpointer))]
 
 
 def set_local_group(ranks_per_machine: int) -> None:

@@ -57,7 +57,7 @@ An experiment is a YAML file; its paths start at the repository:
     min_lead: 5                           # AP: the teacher is at least so far above the baseline
 
 "{seed}" is each run's own seed. Of the config only SOLVER.STEPS are scaled: warm-up and periods count in
-iterations as it has them.
+iterations as it has them. With TEST.EVAL_PERIOD in 'set', the report shows AP over the iterations, too.
 
 A gate says whether a study was made at convergence, and with a teacher that is better than its students
 become. What it needs is measured once, when the arms have been trained: the teacher of the config and of

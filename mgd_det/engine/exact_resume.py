@@ -24,7 +24,13 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mgd_det.checkpoint.checkpointer import trainer_state
-from mgd_det.detectron2_compat import ScalarHistory, metric_writers, restore_scalars, saved_scalars
+from mgd_det.detectron2_compat import (
+    ScalarHistory,
+    evaluation_hooks,
+    metric_writers,
+    restore_scalars,
+    saved_scalars,
+)
 from mgd_det.detectron2_types import BatchedInputs, State
 from mgd_det.distributed import unwrapped
 from mgd_det.errors import ConfigError
@@ -190,15 +196,26 @@ class ExactResumeHook(HookBase):
         if self.trainer.resuming and comm.is_main_process():
             # A kill between a checkpoint and the writing of the same iteration's metrics has lost these.
             complete = last_written in self._forget_metrics_after(last_written) or start % WRITE_PERIOD > 0
+        complete = comm.all_gather(complete)[0]
         storage = self.trainer.storage
-        if complete or not start:
-            restore_scalars(storage, self._scalars, last_written)
+        if not start:
             return
-        restore_scalars(storage, self._scalars, last_written - WRITE_PERIOD)
-        storage.iter = last_written
-        for writer in metric_writers(self.trainer):
-            writer.write()
-        storage.iter = start
+        restore_scalars(storage, self._scalars, last_written - (0 if complete else WRITE_PERIOD))
+        if self.trainer.resuming and (not complete or start % WRITE_PERIOD):
+            self._evaluate_at_checkpoint()
+        if not complete:
+            storage.iter = last_written
+            for writer in metric_writers(self.trainer):
+                writer.write()
+            storage.iter = start
+
+    def _evaluate_at_checkpoint(self) -> None:
+        """Evaluate if that was due after the checkpoint, whose metrics have been lost."""
+        trainer = self.trainer
+        trainer.iter = trainer.storage.iter = trainer.start_iter - 1
+        for hook in evaluation_hooks(trainer):
+            hook.after_step()
+        trainer.iter = trainer.storage.iter = trainer.start_iter
 
     def before_step(self) -> None:
         seed_all(self.seed, self.trainer.iter, comm.get_rank())

@@ -143,10 +143,12 @@ def test_a_trainer_of_ones_own_needs_a_seed(student_cfg):
         Trainer(student_cfg)
 
 
-def test_metrics_of_an_iteration_whose_checkpoint_was_the_last_that_was_written(student_cfg):
-    """The run was killed between the two."""
-    student_cfg.DISTILL.EXACT_RESUME, student_cfg.SEED, student_cfg.DATASETS.TEST = True, 3, ()
-    student_cfg.SOLVER.CHECKPOINT_PERIOD = 20
+@pytest.mark.parametrize("period", [20, 6])
+def test_metrics_of_an_iteration_whose_checkpoint_was_the_last_that_was_written(period, student_cfg):
+    """The run was killed between the two, and before it was evaluated."""
+    student_cfg.DISTILL.EXACT_RESUME, student_cfg.SEED = True, 3
+    student_cfg.SOLVER.CHECKPOINT_PERIOD = student_cfg.TEST.EVAL_PERIOD = period
+    student_cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.0  # an untrained student has no AP with the usual one
     register_datasets(student_cfg)
 
     def lines(folder: str, *ends: int):
@@ -159,13 +161,15 @@ def test_metrics_of_an_iteration_whose_checkpoint_was_the_last_that_was_written(
             trainer = Trainer(cfg)
             trainer.resume_or_load(resume=end != ends[0])
             trainer.train()
-            if end == 20:
-                assert '"iteration": 19' in metrics.read_text()
+            if end == period:
+                assert f'"iteration": {end - 1}' in metrics.read_text()
                 metrics.write_text("")
         found = [json.loads(line) for line in metrics.read_text().splitlines()]
         return [{k: v for k, v in line.items() if "time" not in k and "seconds" not in k} for line in found]
 
-    assert lines("_killed", 20, 22) == lines("_alone", 22)
+    alone = lines("_alone", period + 2)
+    assert lines("_killed", period, period + 2) == alone
+    assert [line["iteration"] for line in alone if "bbox/AP" in line] == [period - 1, period + 2]
 
 
 def test_a_teacher_that_runs_in_some_iterations_survives_a_resume(mgd_cfg):

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from comparing import report, summary
+from comparing import picture, report, summary
+from comparing.curves import Point, curves
 from comparing.experiment import Arm, Run, changed, file_name, files, plan, read_experiment, scaled
 from comparing.records import append_record, check_files, read_file, read_records
 from comparing.runner import Runner, RunProcess, shares, time_left
@@ -129,8 +130,35 @@ def test_picture_grows_with_the_arms(tmp_path):
     write_report(tmp_path, RECORDS[:1])
     assert Image.open(tmp_path / "report.png").size == several
     rows = summary.summarise(RECORDS, {"alone": 300}, "alone", 3)
-    report.draw(rows, "alone", {"alone": "alone"}, tmp_path / "one.png")
+    picture.draw(rows, "alone", {"alone": "alone"}, {}, tmp_path / "one.png")
     assert Image.open(tmp_path / "one.png").size[1] < several[1]
+
+
+def test_curves_have_the_iterations_that_all_seeds_have():
+    """The second seed's evaluation at 100 is missing; at 200 it detected nothing."""
+    aps = [{"100": 1.0, "200": 4.0, "1000": 9.0}, {"200": None, "1000": 7.0}]
+    records = [record("alone", seed, 9.0, AP_by_iteration=ap) for seed, ap in enumerate(aps, 1)]
+    records.append(record("mgd", 1, 5.0, AP_by_iteration={"1000": 5.0}))
+    root = math.sqrt(2.0)
+    assert curves(records, ["alone", "mgd", "not yet"]) == {
+        "alone": [Point(200, 2.0, pytest.approx(2 * root)), Point(1000, 8.0, pytest.approx(root))],
+        "mgd": [Point(1000, 5.0, None)],
+    }
+    assert curves(records[2:], ["mgd"]) == {}
+
+
+def test_the_picture_shows_the_curves_if_there_are_any(tmp_path):
+    write_report(tmp_path)
+    plain = Image.open(tmp_path / "report.png").size
+    assert "curves" not in json.loads((tmp_path / "report.json").read_text())
+    by_iteration = {"AP_by_iteration": {"150": 5.0, "300": 10.0}}
+    write_report(tmp_path, [{**found, **by_iteration} for found in RECORDS])
+    size = Image.open(tmp_path / "report.png").size
+    assert size == (plain[0], plain[1] + picture.CURVE_HEIGHT * 120)
+    assert "AP over the iterations" in (tmp_path / "report.md").read_text()
+    curve = [[150, 5.0, 0.0], [300, 10.0, 0.0]]
+    found = json.loads((tmp_path / "report.json").read_text())["curves"]
+    assert found == {"alone": curve, "mgd | new": curve, "long": [[150, 5.0, None], [300, 10.0, None]]}
 
 
 def test_runs_of_several_machines_and_versions_are_said_to_be(tmp_path):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from commandline import versions_in_words
 from comparing.cells import cell, count, interval, number
+from comparing.curves import curves
 from comparing.gate import Verdict
 from comparing.gate_report import gate_figures, gate_lines, warning
 from comparing.picture import draw
@@ -25,6 +27,8 @@ Seconds per iteration and memory are medians over the runs, each beside what mul
 The seconds are those of training steps, without the passes that solve the matching, evaluations and start-up.
 Memory is the peak of the process, or of the GPU where one was used.
 """
+PICTURE = "Paired differences to the baseline, with their intervals"
+CURVES = f"{PICTURE}; below them AP over the iterations, mean over the seeds within one standard deviation"
 MIXED = """
 **The runs were made under different conditions, see {what} above: their seconds and memory do not compare,
 and their AP may differ by rounding.**
@@ -64,17 +68,26 @@ def write_report(
             *(gate_lines(verdict) if verdict else []),
         ]
     )
+    found = curves(records, iterations)
     warnings = [warning(verdict)] if verdict and not verdict.passed else []
-    text = markdown(tables, facts, records, warnings)
+    text = markdown(tables, facts, records, warnings, CURVES if found else PICTURE)
     (folder / "report.md").write_text(text, encoding="utf-8")
     arms = [row._asdict() for row in rows]
-    report = {**facts, **circumstances(records), "baseline": baseline, "seeds": list(seeds), "arms": arms}
+    report: dict[str, Any] = {
+        **facts,
+        **circumstances(records),
+        "baseline": baseline,
+        "seeds": list(seeds),
+        "arms": arms,
+    }
     if compared:
         report["pairs"] = [pair._asdict() for pair in compared]
+    if found:
+        report["curves"] = {arm: [list(point) for point in points] for arm, points in found.items()}
     if verdict:
         report.update(gate_figures(verdict))
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    draw(rows, baseline, names, folder / "report.png")
+    draw(rows, baseline, names, found, folder / "report.png")
     return "\n\n".join([*warnings, tables])
 
 
@@ -86,9 +99,9 @@ def labels(rows: Sequence[Row], baseline: str) -> dict[str, str]:
 
 
 def markdown(
-    tables: str, facts: Mapping[str, str], records: Sequence[Record], warnings: Sequence[str]
+    tables: str, facts: Mapping[str, str], records: Sequence[Record], warnings: Sequence[str], picture: str
 ) -> str:
-    """Returns report.md, which begins with the warnings and then with the facts of the experiment."""
+    """Returns report.md: warnings, facts of the experiment, tables, and what the picture shows."""
     found = circumstances(records)
     mixed = [name for name in ("machine", "versions") if len(found[name]) > 1]
     dates = " to ".join(dict.fromkeys([found["date"][0], found["date"][-1]]))
@@ -110,7 +123,7 @@ def markdown(
         tables,
         "",
         NOTES.format(confidence=CONFIDENCE) + (MIXED.format(what=" and ".join(mixed)) if mixed else ""),
-        "![Paired differences to the baseline, with their intervals](report.png)",
+        f"![{picture}](report.png)",
     ]
     return "\n".join(lines) + "\n"
 
