@@ -1,4 +1,4 @@
-"""Experiments on a GPU, which are no options of the training: the teacher's pass in other ways than in turn."""
+"""Experiments on a GPU, which are no options of a training: other ways to run the teacher in a step."""
 
 from __future__ import annotations
 

@@ -311,7 +311,7 @@ def peak_memory(processes: int, *arguments: Any) -> dict[str, float]:
 
 
 def _allocated(bench: Bench) -> dict[str, float]:
-    """What torch has allocated on the GPU at the peak; it counts by the byte, so that one process is enough."""
+    """MiB that torch has allocated on the GPU at the peak, which it counts: one process is enough."""
     found = {}
     for kind in KINDS:
         bench.optimizer.zero_grad()
