@@ -29,12 +29,12 @@ def beside_floor(bench: Bench, make: Callable[[Bench], Job], runs: int) -> Figur
 
 def on_its_own_stream(bench: Bench) -> Job:
     """The floor with the teacher's pass beside the student's forward pass; the losses need both."""
-    stream = torch.cuda.Stream(bench.device)
+    stream = torch.cuda.Stream()
 
     def step() -> None:
         with bench.running():
             batch = bench.model.to_device(bench.batch)
-            current = torch.cuda.current_stream(bench.device)
+            current = torch.cuda.current_stream()
             stream.wait_stream(current)  # for the images
             with torch.cuda.stream(stream):
                 bench.teacher_pass(batch)
@@ -47,13 +47,13 @@ def on_its_own_stream(bench: Bench) -> Job:
 
 def as_a_graph(bench: Bench) -> Job:
     """The floor with the teacher's pass replayed, on the images that it was captured with."""
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(bench.device)
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     batch = bench.model.to_device(bench.batch)
     with torch.cuda.stream(stream), bench.running():
-        stream.wait_stream(torch.cuda.default_stream(bench.device))
+        stream.wait_stream(torch.cuda.default_stream())
         for _ in range(WARM_UP):
             bench.teacher_pass(batch)
-    torch.cuda.synchronize(bench.device)
+    torch.cuda.synchronize()
     with bench.running(), torch.cuda.graph(graph):
         bench.teacher_pass(batch)
 

@@ -316,10 +316,10 @@ def _allocated(bench: Bench) -> dict[str, float]:
     for kind in KINDS:
         bench.optimizer.zero_grad()
         gc.collect()  # of what was measured before
-        torch.cuda.reset_peak_memory_stats(bench.device)
+        torch.cuda.reset_peak_memory_stats()
         for _ in range(STEPS):
             getattr(bench, f"{kind}_step")()
-        found[kind] = torch.cuda.max_memory_allocated(bench.device) / 2**20
+        found[kind] = torch.cuda.max_memory_allocated() / 2**20
     return found
 
 

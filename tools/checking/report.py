@@ -29,7 +29,7 @@ meant for; `python tools/selfcheck.py --help` lists its options.
 - Network file systems and object stores.
 """
 
-RUN = """On {date}, {versions} ({machine}),
+RUN = """On {date}, {seed}{versions} ({machine}),
 
 ```
 {command}
@@ -83,4 +83,5 @@ def document(records: Sequence[Record], meanings: Mapping[str, str]) -> str:
 
 def run_lines(record: Record) -> str:
     lines = "\n".join(line(name, result) for name, result in record["results"].items())
-    return RUN.format(**{**record, "lines": lines})
+    seed = f"with seed {record['seed']}, " if "seed" in record else ""
+    return RUN.format(**{**record, "lines": lines, "seed": seed})
