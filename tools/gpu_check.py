@@ -104,10 +104,10 @@ def run_stage(name: str, parts: Mapping[str, Part], out: Path, new: Record, agai
         result = result_of(timed, job, out / "logs" / part, deadline)
         record["results"][part] = result
         write(file, record)
-        shown = {} if result["passed"] and name in MEASURED else result["figures"]
-        say(line(part, {**result, "figures": shown}))
         if result["passed"] and name in MEASURED:
-            say("\n".join(benchmark.lines(result["figures"])))
+            say("\n".join([f"PASS {part} ({result['seconds']} s)\n", *benchmark.lines(result["figures"])]))
+        else:
+            say(line(part, result))
     return all(record["results"][part]["passed"] for part in parts)
 
 

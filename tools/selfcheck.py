@@ -39,7 +39,7 @@ from checking.report import document
 from checking.verdicts import line, result_of
 from commandline import Figures, argument_parser, circumstances_in_words, say
 from gpu.records import checked
-from gpu.stages import tests
+from gpu.stages import device_tests
 
 RECORD = ROOT / "results/selfcheck.json"
 ON_DEVICE = "tests-gpu"  # which tools/gpu_check.py runs
@@ -136,7 +136,7 @@ def report(record: Figures) -> str:
     found = [name for one in records for name in one["results"]]
     meanings = {name: str(check.func.__doc__) for name, check in all_checks(0, 0).items() if name in found}
     if ON_DEVICE in found:
-        meanings[ON_DEVICE] = str(tests.__doc__)
+        meanings[ON_DEVICE] = str(device_tests.__doc__)
     return document(records, meanings)
 
 

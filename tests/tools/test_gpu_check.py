@@ -10,7 +10,7 @@ import gpu_check
 import pytest
 import selfcheck
 from gpu import records, wheels
-from gpu.stages import all_stages, tests
+from gpu.stages import all_stages, device_tests
 from helpers.commands import ROOT, run_tool
 from processes import Failed
 
@@ -91,8 +91,8 @@ def test_failing_tests_are_named(tmp_path):
         "def test_fails(): assert False\n"
     )
     with pytest.raises(Failed, match=r"^1 tests failed: test_fails$"):
-        tests("meta", str(tmp_path / "test_it.py"))(tmp_path, 60)
-    passing = tests("meta", f"{tmp_path / 'test_it.py'}::test_device")(tmp_path, 60)
+        device_tests("meta", str(tmp_path / "test_it.py"))(tmp_path, 60)
+    passing = device_tests("meta", f"{tmp_path / 'test_it.py'}::test_device")(tmp_path, 60)
     assert passing == {"tests passed": 1, "skipped": 0}
 
 

@@ -43,7 +43,7 @@ def all_stages(device: str, tiny: bool) -> dict[str, dict[str, Part]]:
 
     return {
         "correctness": {
-            f"tests{on}": tests(device, *(TESTS[1:2] if tiny else TESTS)),
+            f"tests{on}": device_tests(device, *(TESTS[1:2] if tiny else TESTS)),
             f"mixed-precision{on}": check(f"mixed-precision{on}"),
             f"resumed-precision{on}": check(f"resumed-precision{on}"),
         },
@@ -93,7 +93,7 @@ def check(name: str) -> Part:
     return part
 
 
-def tests(device: str, *files: str) -> Part:
+def device_tests(device: str, *files: str) -> Part:
     """Those tests of the suite that put their tensors on the device of TEST_DEVICE: the golden cases, the
     pooled loss and its gradient against what defines them (dtypes, ragged groups, masks, memory layouts, and
     sizes up to that of the figures), and the matching.
