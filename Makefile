@@ -20,12 +20,13 @@ ENV := $(STAMP)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean env check-python
+.PHONY: help demo test lint gpu clean env check-python
 
 help:
 	@echo "make demo    train a teacher, distil a student with MGD, print a table of both"
 	@echo "make test    run the test suite"
 	@echo "make lint    check format, style and types"
+	@echo "make gpu     check and measure on a GPU, and write what it finds into docs"
 	@echo "make clean   remove caches and build products"
 	@echo
 	@echo "PYTHON=FILE       use this interpreter, which has Detectron2, and install nothing"
@@ -41,6 +42,9 @@ lint: env
 	$(PY) -m ruff format --check
 	$(PY) -m ruff check
 	$(PY) -m mypy
+
+gpu: env
+	$(PY) tools/gpu_check.py
 
 env: $(ENV)
 

@@ -27,6 +27,7 @@ from benchmarking.report import document, lines
 from benchmarking.steps import PROCESSES, Bench, method_losses, method_steps, peak_memory, tap_growth
 from commandline import Figures, argument_parser, bad_input_in_one_line, circumstances_in_words, say
 from detectron2.config import CfgNode
+from gpu.records import measured
 
 from mgd_det.config import DTYPES, load_config
 from mgd_det.config.functions import add_config_flag
@@ -38,7 +39,7 @@ DATA, TAPS, TEACHER, LOSSES = "data", "taps", "teacher", "losses"
 COMPILED, OVERLAP = "compiled", "overlap"
 MORE = (COMPILED, LOSSES, TAPS, TEACHER, OVERLAP, DATA)
 Batch = tuple[int, tuple[int, int], Optional[torch.dtype]]  # images, their size, dtype of autocast
-RECORDS = Path("results/performance.json")
+RECORDS = ROOT / "results/performance.json"
 BATCHES = 30  # of the data loader, which takes seconds
 EXAMPLES = """
 examples:
@@ -46,7 +47,7 @@ examples:
   tools/benchmark.py --only loss solve
   tools/benchmark.py --config-file configs/demo/student_mgd.yaml --images 8 --size 96 128
   tools/benchmark.py --dtype bfloat16 --images 16 --json results/performance.json --record gpu
-  tools/benchmark.py --report docs/performance.md     (from results/performance.json; measures nothing)
+  tools/benchmark.py --report docs/performance.md     (from the files in results/; measures nothing)
 """
 
 
@@ -93,8 +94,7 @@ def main(argv: Sequence[str]) -> None:
     args = parse_arguments(argv)
     os.chdir(ROOT)
     if args.report:
-        records = read_records(RECORDS)
-        args.report.write_text(document([records[name] for name in sorted(records)]), encoding="utf-8")
+        args.report.write_text(report(), encoding="utf-8")
         return
     with bad_input_in_one_line():
         found = measure(args)
@@ -107,6 +107,12 @@ def main(argv: Sequence[str]) -> None:
     if args.json:
         write_record(args.json, args.record, record)
     say("\n".join(lines(record)))
+
+
+def report() -> str:
+    """Returns docs/performance.md, of the records of this tool and of tools/gpu_check.py."""
+    records = read_records(RECORDS)
+    return document([*(records[name] for name in sorted(records)), *measured()])
 
 
 def read_records(path: Path) -> dict[str, Figures]:

@@ -22,6 +22,7 @@ Word = Union[str, float, Path, tuple[Union[str, float], ...]]  # of a command li
 # Threads that wait by spinning would starve the other processes.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 LIMIT = 600  # seconds that a process may take
+GRACE = 20  # seconds to end in, once that is over
 POLL_SECONDS = 0.2
 
 
@@ -119,13 +120,20 @@ class Process:
                 raise self.failed(f"{LIMIT} s went by before {what}")
             time.sleep(0.002)
 
-    def finish(self) -> Self:
+    def finish(self, seconds: float = LIMIT) -> Self:
         """Wait until the command ends.
 
         Raises:
-            Failed: its exit code is not 0.
+            Failed: its exit code is not 0, or it takes longer.
         """
-        if code := self.process.wait(LIMIT):
+        try:
+            code = self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.terminate()  # so that it can end what it has started
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(GRACE)
+            raise self.failed(f"not finished after {seconds:.0f} s") from None
+        if code:
             raise self.failed(f"exit code {code}")
         return self
 

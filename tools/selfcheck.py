@@ -14,29 +14,43 @@ import shlex
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Callable
 
-import _checkout
 import torch
+from _checkout import ROOT
 from checking.checks import (
-    ON_GPU,
     dead_rank,
     kill_and_resume,
     mixed_precision,
     ranks,
+    ranks_by_nccl,
+    ranks_on_gpu,
     ranks_worker,
+    resumed_precision,
     stock_resume,
+    tools,
     two_agents,
 )
 from checking.interruptions import concurrent_runs, evaluation_kill, full_disk, ranks_resume, signals
 from checking.jobs import prepare
 from checking.report import document
+from checking.verdicts import line, result_of
 from commandline import Figures, argument_parser, circumstances_in_words, say
-from processes import Failed
+from gpu.records import checked
+from gpu.stages import device_tests
+
+RECORD = ROOT / "results/selfcheck.json"
+ON_DEVICE = "tests-gpu"  # which tools/gpu_check.py runs
+# The checks that need a GPU.
+ON_GPU = {
+    "mixed-precision-gpu": partial(mixed_precision, gpus=1),
+    "resumed-precision-gpu": partial(resumed_precision, gpus=1),
+    "tools-gpu": partial(tools, gpus=1),
+    "ranks-gpu": partial(ranks_on_gpu),
+    "ranks-nccl": partial(ranks_by_nccl),
+}
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -49,7 +63,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "  tools/selfcheck.py --report docs/reliability.md --json results/selfcheck.json",
     )
     every = list(all_checks(0, 0))
-    here = [name for name in every if name != ON_GPU or torch.cuda.is_available()]
+    here = [name for name in every if name not in ON_GPU or torch.cuda.is_available()]
     parser.add_argument(
         "--only", nargs="+", choices=every, default=here, metavar="CHECK", help=f"of {', '.join(every)}"
     )
@@ -58,7 +72,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, metavar="DIR", help="a new folder to work in, and to keep")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--report", type=Path, metavar="FILE", help="explain them there, in Markdown")
-    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)  # a process of the check "ranks"
+    parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)  # a process of the checks of ranks
     args = parser.parse_args(argv)
     if args.kills < 1 or (args.work and args.work.exists()):
         parser.error("--kills must be 1 or more, and --work new")
@@ -78,6 +92,7 @@ def main(argv: Sequence[str]) -> int:
         config = prepare(work)
         for name, check in all_checks(args.kills, args.seed).items():
             if name in args.only:
+                (work / name).mkdir()
                 results[name] = result_of(check, config, work / name)
                 say(line(name, results[name]))
     command = shlex.join(["tools/selfcheck.py", *argv])
@@ -109,35 +124,25 @@ def all_checks(kills: int, seed: int) -> dict[str, partial[Figures]]:
         "two-agents": partial(two_agents),
         "dead-rank": partial(dead_rank),
         "mixed-precision": partial(mixed_precision),
-        ON_GPU: partial(mixed_precision, gpus=1),
+        "resumed-precision": partial(resumed_precision),
+        "tools": partial(tools),
+        **ON_GPU,
     }
 
 
-def result_of(check: Callable[[Path, Path], Figures], config: Path, folder: Path) -> Figures:
-    """Returns the verdict and the figures of a check."""
-    folder.mkdir()
-    start, figures, failure = time.monotonic(), {}, ""
-    try:
-        figures = check(config, folder)
-    except Exception as error:  # the other checks are to be run all the same
-        failure = " ".join((str(error) if isinstance(error, Failed) else repr(error)).split())
-    seconds = round(time.monotonic() - start)
-    return {"passed": not failure, "seconds": seconds, "figures": figures, "failure": failure}
-
-
-def line(name: str, result: Figures) -> str:
-    """Returns the line that is printed for a check."""
-    figures = (f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in result["figures"].items())
-    found = ", ".join(figures) or result["failure"]
-    return f"{'PASS' if result['passed'] else 'FAIL'} {name}: {found} ({result['seconds']} s)"
-
-
 def report(record: Figures) -> str:
-    """Returns the text of docs/reliability.md."""
-    results = record["results"]
-    lines = [line(name, result) for name, result in results.items()]
-    meanings = {n: str(check.func.__doc__) for n, check in all_checks(0, 0).items() if n in results}
-    return document(record, lines, meanings)
+    """Returns the text of docs/reliability.md, with what tools/gpu_check.py has found."""
+    records = [record, *checked()]
+    found = [name for one in records for name in one["results"]]
+    meanings = {name: str(check.func.__doc__) for name, check in all_checks(0, 0).items() if name in found}
+    if ON_DEVICE in found:
+        meanings[ON_DEVICE] = str(device_tests.__doc__)
+    return document(records, meanings)
+
+
+def committed_report() -> str:
+    """Returns docs/reliability.md of the figures that are committed."""
+    return report(json.loads(RECORD.read_text()))
 
 
 def stop(*signal_and_frame: object) -> None:

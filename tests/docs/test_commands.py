@@ -35,6 +35,7 @@ SHORTER = {
     "tools/cut_labels.py": [],
     "tools/draw_detections.py": [],
     "tools/export.py": ["--runs", "1"],
+    "tools/gpu_check.py": ["--report"],
     "tools/make_demo_data.py": ["--train", "16", "--val", "10", "--test", "10", "--size", "96", "96"],
     "tools/make_odd_data.py": [],
     "tools/matrix.py": ["--list"],

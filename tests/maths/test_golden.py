@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.device import DEVICE
 from torch import Tensor
 
 from mgd_det.maths.losses import partial_l2, pooled_partial_l2
@@ -35,7 +36,7 @@ def load(name: str) -> dict[str, np.ndarray]:
 
 
 def tensor(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array))
+    return torch.from_numpy(np.ascontiguousarray(array)).to(DEVICE)
 
 
 def reference_groups(name: str, case: Mapping[str, np.ndarray]) -> Tensor:
@@ -45,13 +46,13 @@ def reference_groups(name: str, case: Mapping[str, np.ndarray]) -> Tensor:
 
 
 def total_cost(case: Mapping[str, np.ndarray], groups: Tensor) -> float:
-    return tensor(case["mean_cost"]).gather(1, groups).sum().item()
+    return tensor(case["mean_cost"]).gather(1, groups.to(DEVICE)).sum().item()
 
 
 def relative_error(got: Tensor, expected: np.ndarray) -> float:
     """Largest difference over the largest magnitude expected."""
     assert got.shape == expected.shape
-    return np.abs(got.double().numpy() - expected).max() / np.abs(expected).max()
+    return np.abs(got.double().cpu().numpy() - expected).max() / np.abs(expected).max()
 
 
 def test_every_file_is_a_case() -> None:
@@ -69,7 +70,7 @@ def test_cost(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_cost_gathered_batch_by_batch(name: str) -> None:
     case = load(name)
-    statistics = MatchingStatistics(*case["mean_cost"].shape, torch.device("cpu"))
+    statistics = MatchingStatistics(*case["mean_cost"].shape, DEVICE)
     for student, teacher in zip(tensor(case["cost_s"]), tensor(case["cost_t"])):
         statistics.add(student, teacher, None)
     expected = tensor(case["mean_cost"])

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.device import DEVICE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mgd_det.maths.kernels import pooled_difference
+from mgd_det.maths.kernels import eager, pooled_difference, triton_kernel
 from mgd_det.maths.losses import partial_l2
 from mgd_det.maths.matching import group_members
 from mgd_det.maths.reducers import absolute_max
@@ -23,13 +24,14 @@ PROPERTY = settings(max_examples=40, deadline=None, derandomize=True, database=N
 TYPES = [
     (torch.float32, torch.float32),
     (torch.float32, torch.bfloat16),
+    (torch.float32, torch.float16),
     (torch.float64, torch.float64),
     (torch.float64, torch.float32),
 ]
 
 
 def normal(seed: int, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
 def expected(student: Tensor, teacher: Tensor, groups: Tensor, margin: Tensor, mask: Tensor | None):
@@ -55,7 +57,7 @@ def test_gives_what_the_method_defines(
 ) -> None:
     n, c, h, w = size
     student, teacher = normal(0, n, c, h, w).to(types[0]), normal(1, n, 2 * c + 1, h, w).to(types[1])
-    groups = torch.randperm(2 * c, generator=torch.Generator().manual_seed(2)).reshape(c, 2)
+    groups = torch.randperm(2 * c, generator=torch.Generator().manual_seed(2)).reshape(c, 2).to(DEVICE)
     groups[0, 1] = -1
     margin = -normal(3, c).abs().to(types[0])
     mask = normal(4, n, 1, h, w) > 0 if masked else None
@@ -87,7 +89,7 @@ def test_takes_any_strides(data: st.DataObject) -> None:
         return values.permute(back)[:, ::step, crop:, crop:]
 
     student, teacher = view(seeds, c), view(seeds + 1, c * group)
-    groups = torch.tensor(data.draw(st.permutations(range(c * group)))).reshape(c, group)
+    groups = torch.tensor(data.draw(st.permutations(range(c * group))), device=DEVICE).reshape(c, group)
     margin = (normal(seeds, c) * 4).round() / 4
     mask = normal(seeds, n, 1, h, w) > 0 if data.draw(st.booleans()) else None
     total, difference = pooled_difference(student, teacher, groups, margin, mask, True)
@@ -97,16 +99,16 @@ def test_takes_any_strides(data: st.DataObject) -> None:
 
 
 def test_a_nan_or_infinity_counts_where_the_mask_is_and_nowhere_else() -> None:
-    groups, margin = torch.tensor([[0, 1]]), torch.tensor([-1.0])
+    groups, margin = torch.tensor([[0, 1]], device=DEVICE), torch.tensor([-1.0], device=DEVICE)
     for bad in (float("nan"), float("inf")):
-        teacher = torch.tensor([[1.0, bad, 1.0], [2.0, 0.5, 2.0]]).reshape(1, 2, 1, 3)
-        student = torch.tensor([0.0, 0.0, bad]).reshape(1, 1, 1, 3)
-        mask = torch.tensor([True, False, False]).reshape(1, 1, 1, 3)
+        teacher = torch.tensor([[1.0, bad, 1.0], [2.0, 0.5, 2.0]], device=DEVICE).reshape(1, 2, 1, 3)
+        student = torch.tensor([0.0, 0.0, bad], device=DEVICE).reshape(1, 1, 1, 3)
+        mask = torch.tensor([True, False, False], device=DEVICE).reshape(1, 1, 1, 3)
         total, difference = pooled_difference(student, teacher, groups, margin, mask, True)
         assert total.item() == 4.0  # (0 - 2)^2
         assert difference.flatten().tolist() == [-2.0, 0.0, 0.0]
         for position in (1, 2):
-            mask = torch.arange(3).reshape(1, 1, 1, 3) == position
+            mask = torch.arange(3, device=DEVICE).reshape(1, 1, 1, 3) == position
             total, _ = pooled_difference(student, teacher, groups, margin, mask, True)
             assert not total.isfinite()
 
@@ -115,8 +117,39 @@ def test_a_nan_or_infinity_counts_where_the_mask_is_and_nowhere_else() -> None:
 def test_a_tie_goes_to_the_first_member(first: float, distance: float) -> None:
     teacher = torch.tensor([first, -first]).reshape(1, 2, 1, 1)
     student, groups, margin = torch.full((1, 1, 1, 1), 5.0), torch.tensor([[0, 1]]), torch.tensor([-5.0])
+    teacher, student, groups, margin = (x.to(DEVICE) for x in (teacher, student, groups, margin))
     _, difference = pooled_difference(student, teacher, groups, margin, None, True)
     assert difference.item() == distance  # 5 - first
+
+
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="it takes a GPU's memory and speed")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_at_the_size_of_training_it_is_what_plain_torch_gives(dtype, layout) -> None:
+    """The size of the figures in docs/performance.md, with groups of four and half of the images padded."""
+    shapes = (16, 64, 200, 304), (16, 256, 200, 304)
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    student, teacher = (
+        torch.randn(shape, generator=generator, device=DEVICE, dtype=dtype).to(memory_format=layout)
+        for shape in shapes
+    )
+    groups = torch.randperm(256, generator=torch.Generator().manual_seed(1)).reshape(64, 4).to(DEVICE)
+    margin, mask = (
+        -torch.ones(64, device=DEVICE),
+        torch.ones(16, 1, 200, 304, dtype=torch.bool, device=DEVICE),
+    )
+    mask[8:, :, 150:] = False
+    arguments = (student.float(), teacher, groups, margin, mask, True)
+    total, difference = pooled_difference(*arguments)
+    wanted, expected = eager.pooled_difference(*arguments)
+    assert torch.equal(difference, expected)
+    torch.testing.assert_close(total, wanted, rtol=1e-5, atol=0)
+
+
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="there plain torch is all there is")
+def test_on_a_gpu_it_is_the_kernel_and_no_fallback() -> None:
+    for teacher in (torch.float32, torch.float16, torch.bfloat16):
+        assert triton_kernel(torch.float32, teacher) is not None
 
 
 INTERPRETED = """

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Callable
 
 import numpy as np
 import pytest
 import torch
+from helpers.device import DEVICE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -36,7 +38,14 @@ STUDENT = [3.0, -1.0, 1.0, -2.0, 0.5, -3.0]
 TARGET = [2.0, 2.0, -0.5, -0.5, -5.0, -5.0]
 COUNTS = [1.0, 9.0, 2.25, 0.0, 2.25, 0.0]
 GRADIENT = [2.0, -6.0, 3.0, 0.0, 3.0, 0.0]  # 2 (student - t') where it counts
-MARGIN = torch.tensor([-1.0])
+MARGIN = torch.tensor([-1.0], device=DEVICE)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_the_device() -> Iterator[None]:
+    """Let factories such as torch.zeros put their tensors there."""
+    with DEVICE:
+        yield
 
 
 def row(values: list[float]) -> Tensor:
@@ -45,7 +54,8 @@ def row(values: list[float]) -> Tensor:
 
 
 def normal(seed: int, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, device="cpu").to(DEVICE)
 
 
 def corner_mask(n: int, h: int, w: int, sizes: list[tuple[int, int]]) -> Tensor:
@@ -79,7 +89,7 @@ class Case:
         n, h, w = shape
 
         def quarters(*dims: int) -> Tensor:
-            return torch.from_numpy(rng.integers(-8, 9, dims).astype(np.float32) / 4)
+            return torch.from_numpy(rng.integers(-8, 9, dims).astype(np.float32) / 4).to(DEVICE)
 
         order = rng.permutation(sum(sizes)).tolist()
         rows = [sorted(order.pop() for _ in range(size)) for size in sizes]
@@ -294,7 +304,7 @@ class TestPrecision:
         self, dtype: torch.dtype, reduction: str
     ) -> None:
         student, target = normal(0, 2, 3, 4, 5).to(dtype), normal(1, 2, 3, 4, 5).to(dtype)
-        margin = -torch.rand(3, generator=torch.Generator().manual_seed(2))
+        margin = -normal(2, 3).abs()
         loss = partial_l2(student, target, margin, reduction)
         assert torch.equal(loss, partial_l2(student.float(), target.float(), margin, reduction))
 
@@ -315,7 +325,7 @@ class TestPrecision:
         student, teacher = normal(0, 2, 3, 8, 8).bfloat16(), normal(1, 2, 6, 8, 8).bfloat16()
         groups = torch.tensor([[0, 3], [1, 4], [2, 5]])
         expected = pooled_partial_l2(student, teacher, groups, -torch.ones(3), reduction)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
             loss = pooled_partial_l2(student, teacher, groups, -torch.ones(3), reduction)
         assert loss.dtype == torch.float32
         assert torch.equal(loss, expected)

@@ -7,6 +7,7 @@ from typing import Optional
 
 import pytest
 import torch
+from helpers.device import DEVICE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -15,18 +16,17 @@ from mgd_det.maths.matching import channel_cost
 from mgd_det.maths.matching_statistics import MatchingStatistics
 
 PROPERTY = settings(max_examples=20, deadline=None, derandomize=True, database=None)
-CPU = torch.device("cpu")
 Batch = tuple[Tensor, Tensor, Optional[Tensor]]
 
 
 def normal(seed: int, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
 def images(n: int, masked: bool) -> Batch:
     mask = None
     if masked:
-        mask = torch.ones(n, 1, 4, 5, dtype=torch.bool)
+        mask = torch.ones(n, 1, 4, 5, dtype=torch.bool, device=DEVICE)
         for i, image in enumerate(mask):
             image[:, :, 5 - i % 4 :] = False  # 0 to 3 columns of padding
     return normal(0, n, 3, 4, 5), normal(1, n, 7, 4, 5) + 0.5, mask
@@ -38,7 +38,7 @@ def part(batch: Batch, start: int, stop: int) -> Batch:
 
 
 def gathered(*batches: Batch) -> MatchingStatistics:
-    statistics = MatchingStatistics(3, 7, CPU)
+    statistics = MatchingStatistics(3, 7, DEVICE)
     for batch in batches:
         statistics.add(*batch)
     return statistics
@@ -63,12 +63,12 @@ def assert_same(got: MatchingStatistics, expected: MatchingStatistics) -> None:
 
 class TestCost:
     def test_is_two_minus_twice_the_mean_cosine(self) -> None:
-        statistics = MatchingStatistics(1, 2, CPU)
-        student = torch.tensor([[3.0, 4.0], [0.0, 5.0]]).reshape(2, 1, 1, 2)
-        teacher = torch.tensor([[[4.0, 3.0], [0.0, -2.0]], [[0.0, 1.0], [1.0, 0.0]]])
+        statistics = MatchingStatistics(1, 2, DEVICE)
+        student = torch.tensor([[3.0, 4.0], [0.0, 5.0]], device=DEVICE).reshape(2, 1, 1, 2)
+        teacher = torch.tensor([[[4.0, 3.0], [0.0, -2.0]], [[0.0, 1.0], [1.0, 0.0]]], device=DEVICE)
         statistics.add(student, teacher.reshape(2, 2, 1, 2), None)
         # Cosines .96 and 1 with teacher 0, -.8 and 0 with teacher 1: 2 - 2 * .98, 2 - 2 * (-.4).
-        expected = torch.tensor([[0.04, 2.8]], dtype=torch.float64)
+        expected = torch.tensor([[0.04, 2.8]], dtype=torch.float64, device=DEVICE)
         torch.testing.assert_close(statistics.cost(), expected, rtol=0, atol=1e-6)
 
     @pytest.mark.parametrize("masked", [False, True])
@@ -85,26 +85,26 @@ class TestCost:
 
 class TestMargin:
     def test_is_the_mean_of_the_negative_values_over_batches(self) -> None:
-        statistics = MatchingStatistics(1, 3, CPU)
-        first = torch.tensor([[-1.0, 2.0], [0.0, 3.0], [-4.0, -2.0]]).reshape(1, 3, 1, 2)
-        second = torch.tensor([[-3.0, -0.5], [1.0, 0.0], [-6.0, 8.0]]).reshape(1, 3, 1, 2)
+        statistics = MatchingStatistics(1, 3, DEVICE)
+        first = torch.tensor([[-1.0, 2.0], [0.0, 3.0], [-4.0, -2.0]], device=DEVICE).reshape(1, 3, 1, 2)
+        second = torch.tensor([[-3.0, -0.5], [1.0, 0.0], [-6.0, 8.0]], device=DEVICE).reshape(1, 3, 1, 2)
         for teacher in (first, second):
-            statistics.add(torch.ones(1, 1, 1, 2), teacher, None)
+            statistics.add(torch.ones(1, 1, 1, 2, device=DEVICE), teacher, None)
         # (-1 - 3 - .5) / 3 = -1.5; never negative: 0; (-4 - 2 - 6) / 3 = -4
         assert statistics.margin().tolist() == [-1.5, 0.0, -4.0]
 
     def test_leaves_masked_negative_values_out(self) -> None:
-        statistics = MatchingStatistics(1, 2, CPU)
-        teacher = torch.tensor([[-1.0, -100.0], [2.0, -100.0]]).reshape(1, 2, 1, 2)
-        mask = torch.tensor([True, False]).reshape(1, 1, 1, 2)
-        statistics.add(torch.ones(1, 1, 1, 2), teacher, mask)
+        statistics = MatchingStatistics(1, 2, DEVICE)
+        teacher = torch.tensor([[-1.0, -100.0], [2.0, -100.0]], device=DEVICE).reshape(1, 2, 1, 2)
+        mask = torch.tensor([True, False], device=DEVICE).reshape(1, 1, 1, 2)
+        statistics.add(torch.ones(1, 1, 1, 2, device=DEVICE), teacher, mask)
         assert statistics.margin().tolist() == [-1.0, 0.0]
         assert statistics.negative_count.tolist() == [1.0, 0.0]
 
     def test_of_half_precision_is_summed_in_double(self) -> None:
         # 4096 times -100 is -409 600, but float16 ends at -65504 and counts exactly only to 2048.
-        statistics = MatchingStatistics(1, 1, CPU)
-        teacher = torch.full((1, 1, 64, 64), -100.0, dtype=torch.float16)
+        statistics = MatchingStatistics(1, 1, DEVICE)
+        teacher = torch.full((1, 1, 64, 64), -100.0, dtype=torch.float16, device=DEVICE)
         statistics.add(torch.ones_like(teacher), teacher, None)
         assert statistics.margin().tolist() == [-100.0]
         assert statistics.negative_count.tolist() == [4096.0]
@@ -115,7 +115,7 @@ class TestMask:
     @given(st.floats(-(2.0**60), 2.0**60, width=32), st.booleans())
     def test_keeps_the_padding_out_of_everything(self, content: float, negate: bool) -> None:
         student, teacher, mask = images(4, masked=True)
-        value = torch.tensor(content)
+        value = torch.tensor(content, device=DEVICE)
         other = (
             student.where(mask, -value if negate else value),
             teacher.where(mask, value),
@@ -128,7 +128,7 @@ class TestMask:
     @pytest.mark.parametrize("content", [math.inf, -math.inf, math.nan])
     def test_keeps_infinities_and_nan_in_the_padding_out(self, content: float) -> None:
         student, teacher, mask = images(4, masked=True)
-        value = torch.tensor(content)
+        value = torch.tensor(content, device=DEVICE)
         got = gathered((student.where(mask, value), teacher.where(mask, value), mask))
         expected = gathered((student, teacher, mask))
         assert torch.equal(got.margin(), expected.margin())

@@ -9,6 +9,7 @@ import selfcheck
 import torch
 from checking.checks import next_start
 from checking.jobs import Job, deviation, equal_values, run, within
+from checking.verdicts import line, result_of
 from helpers.commands import ROOT, run_tool
 from processes import Failed
 
@@ -92,14 +93,14 @@ def test_a_command_that_ends_too_soon_fails_with_its_last_words(tmp_path):
 
 
 def test_a_check_that_fails_in_any_way_has_a_verdict(tmp_path):
-    for number, error in enumerate((Failed("too\nmany"), KeyError("loss"))):
+    for error in (Failed("too\nmany"), KeyError("loss")):
 
         def check(config, folder, error=error):
             raise error
 
-        result = selfcheck.result_of(check, tmp_path, tmp_path / str(number))
+        result = result_of(check, tmp_path, tmp_path)
         assert not result["passed"]
-        assert selfcheck.line("x", result).startswith(("FAIL x: too many (", "FAIL x: KeyError('loss') ("))
+        assert line("x", result).startswith(("FAIL x: too many (", "FAIL x: KeyError('loss') ("))
 
 
 def test_the_command_prints_a_line_and_writes_figures_and_report(tmp_path):

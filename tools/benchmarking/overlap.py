@@ -1,4 +1,4 @@
-"""Experiments on a GPU, no options of the training: the teacher's pass in other ways than in turn."""
+"""Experiments on a GPU, which are no options of a training: other ways to run the teacher in a step."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def beside_floor(bench: Bench, make: Callable[[Bench], Job], runs: int) -> Figur
 
 def on_its_own_stream(bench: Bench) -> Job:
     """The floor with the teacher's pass beside the student's forward pass; the losses need both."""
-    stream = torch.cuda.Stream(bench.device)
+    stream = torch.cuda.Stream()
 
     def step() -> None:
         with bench.running():
             batch = bench.model.to_device(bench.batch)
-            current = torch.cuda.current_stream(bench.device)
+            current = torch.cuda.current_stream()
             stream.wait_stream(current)  # for the images
             with torch.cuda.stream(stream):
                 bench.teacher_pass(batch)
@@ -46,20 +46,23 @@ def on_its_own_stream(bench: Bench) -> Job:
 
 
 def as_a_graph(bench: Bench) -> Job:
-    """The floor with the teacher's pass replayed, on the images that it was captured with."""
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(bench.device)
-    batch = bench.model.to_device(bench.batch)
+    """The floor with the teacher's pass replayed, on images in the memory that it was captured with."""
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    captured = bench.model.to_device(bench.batch)
+    torch.cuda.synchronize()
     with torch.cuda.stream(stream), bench.running():
-        stream.wait_stream(torch.cuda.default_stream(bench.device))
         for _ in range(WARM_UP):
-            bench.teacher_pass(batch)
-    torch.cuda.synchronize(bench.device)
+            bench.teacher_pass(captured)
+    torch.cuda.synchronize()
     with bench.running(), torch.cuda.graph(graph):
-        bench.teacher_pass(batch)
+        bench.teacher_pass(captured)
 
     def step() -> None:
         with bench.running():
-            losses = bench.model.student(bench.model.to_device(bench.batch))
+            batch = bench.model.to_device(bench.batch)
+            losses = bench.model.student(batch)
+            for new, old in zip(batch, captured):
+                old["image"].copy_(new["image"])
             graph.replay()
         bench.update(losses)
 

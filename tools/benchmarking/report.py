@@ -28,7 +28,8 @@ HEAD = """# Performance
 This page gives the cost of distillation with Matching Guided Distillation (MGD) and the methods beside it.
 `tools/benchmark.py` measured each table in one run, in which everything that is compared ran in turn. The
 first figure is the ratio of the minima, the one in brackets that of the medians. Times belong to the
-machine and say little about others.
+machine and say little about others. `make gpu` measures on a GPU what a machine without one cannot, and
+adds its tables here (`python tools/gpu_check.py --help`).
 
 - **The floor** of a distilled step is the student's own training step plus that part of the teacher's
   forward pass that the taps need. Distillation cannot cost less. Both networks have random weights and see
@@ -51,7 +52,8 @@ machine and say little about others.
 - **All losses** of a method are those of its taps, with norms and adapters, forward and backward down to the
   student's features. They are compared with a copy of the teacher's features as well.
 - **Peak memory** is the minimum of several processes for each kind of step. On the CPU, the memory that a
-  process holds before it builds anything is left out.
+  process holds before it builds anything is left out. On a GPU it is the most that torch has allocated at
+  once, in one process.
 - **The teacher's pass beside the floor** is an experiment, and no option of a training: a floor step whose
   teacher runs on a CUDA stream of its own beside the student's forward pass, or is replayed as a CUDA graph,
   in turn with a floor step as it is.

@@ -338,15 +338,15 @@ def peak_memory(processes: int, *arguments: Any) -> dict[str, float]:
 
 
 def _allocated(bench: Bench) -> dict[str, float]:
-    """What torch has allocated on the GPU at the peak; it counts by the byte, so one process is enough."""
+    """MiB that torch has allocated on the GPU at the peak, which it counts: one process is enough."""
     found = {}
     for kind in KINDS:
         bench.optimizer.zero_grad()
         gc.collect()  # of what was measured before
-        torch.cuda.reset_peak_memory_stats(bench.device)
+        torch.cuda.reset_peak_memory_stats()
         for _ in range(STEPS):
             getattr(bench, f"{kind}_step")()
-        found[kind] = torch.cuda.max_memory_allocated(bench.device) / 2**20
+        found[kind] = torch.cuda.max_memory_allocated() / 2**20
     return found
 
 

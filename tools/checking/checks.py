@@ -9,7 +9,7 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from detectron2.structures import Boxes, Instances
 from processes import LIMIT, Failed, Word
 from torch import Tensor
 
+from mgd_det.detectron2_types import State
 from mgd_det.run.metrics import read_metrics
 
 PERIOD = 4  # iterations between two checkpoints of a run that is killed
@@ -154,6 +155,7 @@ def check_start(job: Job, expected: int) -> None:
 
 
 TOLERANCE = 1e-5  # relative, of figures that differ by the order of sums
+ON_GPU_TOLERANCE = 1e-3  # relative: other algorithms of convolutions, in float32
 TORCHRUN = ("-m", "torch.distributed.run")
 ONE_AGENT = (*TORCHRUN, "--standalone", "--nproc_per_node")  # of so many processes
 
@@ -164,23 +166,62 @@ def ranks(config: Path, folder: Path) -> Figures:
     must be equal. Losses, margins and gradients must be equal up to the order of sums (deviations are
     relative to the largest value of each tensor).
     """
-    results = []
+    one, two = (of_ranks(config, folder, processes, "cpu", "gloo") for processes in (1, 2))
+    return ranks_apart(two, one, TOLERANCE)
+
+
+def ranks_on_gpu(config: Path, folder: Path) -> Figures:
+    """The same with two processes that share one GPU, connected by gloo, and with one process on it. Both
+    are compared with one process on the CPU, in float32 without TF32: the assignments must be equal, losses,
+    margins and gradients must be equal up to a thousandth of the largest value.
+    """
+    expected = of_ranks(config, folder, 1, "cpu", "gloo")
+    figures: Figures = {}
     for processes in (1, 2):
-        out = folder / f"{processes}.pth"
-        worker = (ROOT / "tools/selfcheck.py", "--worker", config, out)
-        run(folder / f"{processes}.log", *ONE_AGENT, processes, *worker)
-        results.append(load(out))
-    one, two = results
-    equal = min((two["groups"][tap] == one["groups"][tap]).double().mean().item() for tap in one["groups"])
+        apart = ranks_apart(of_ranks(config, folder, processes, "cuda", "gloo"), expected, ON_GPU_TOLERANCE)
+        figures.update({f"{name}, of {processes}": value for name, value in apart.items()})
+    return figures
+
+
+def ranks_by_nccl(config: Path, folder: Path) -> Figures:
+    """The same with two processes that NCCL connects, on a GPU each. NCCL refuses two processes that share
+    a GPU; where there is one GPU, this refusal is what is recorded.
+    """
+    expected = of_ranks(config, folder, 1, "cpu", "gloo")
+    try:
+        found = of_ranks(config, folder, 2, "cuda", "nccl")
+    except Failed:
+        log = (folder / "2_cuda_nccl.log").read_text(errors="replace")
+        refusal = re.search(r"Duplicate GPU detected[^\n]*", log)
+        if refusal is None or torch.cuda.device_count() > 1:
+            raise
+        return {"GPUs": torch.cuda.device_count(), "refused by NCCL": refusal[0]}
+    return {"GPUs": torch.cuda.device_count(), **ranks_apart(found, expected, ON_GPU_TOLERANCE)}
+
+
+def of_ranks(config: Path, folder: Path, processes: int, device: str, backend: str) -> State:
+    """Returns what so many processes found."""
+    name = f"{processes}_{device}_{backend}"
+    worker = (ROOT / "tools/selfcheck.py", "--worker", config, folder / f"{name}.pth", device, backend)
+    run(folder / f"{name}.log", *ONE_AGENT, processes, *worker)
+    return load(folder / f"{name}.pth")
+
+
+def ranks_apart(found: State, expected: State, tolerance: float) -> Figures:
+    shares = [(found["groups"][tap] == groups).double().mean() for tap, groups in expected["groups"].items()]
+    equal = min(share.item() for share in shares)
     if equal < 1:
         raise Failed(f"at one of the taps only {equal:.1%} of the assignments are equal")
     names = ("losses", "margins", "gradients")
-    apart = {f"deviation of {name}": deviation(two[name], one[name]) for name in names}
-    return {"share of equal assignments": equal, **within(TOLERANCE, apart)}
+    apart = {f"deviation of {name}": deviation(found[name], expected[name]) for name in names}
+    return {"share of equal assignments": equal, **within(tolerance, apart)}
 
 
-def ranks_worker(config: str, out: str) -> None:
-    """One of the processes of `ranks`; the first of them writes what all of them found."""
+def ranks_worker(config: str, out: str, device: str, backend: str) -> None:
+    """One of the processes of `ranks`; the first of them writes what all of them found.
+
+    On GPUs the processes take one each, as far as there are as many.
+    """
     import torch.distributed as dist
     from detectron2.modeling import build_model
     from detectron2.utils.events import EventStorage
@@ -190,12 +231,15 @@ def ranks_worker(config: str, out: str) -> None:
     from mgd_det.distributed import sum_over_ranks
     from mgd_det.modeling.detector import DistilledDetector
 
-    dist.init_process_group("gloo")
+    dist.init_process_group(backend)
     rank, world_size = dist.get_rank(), dist.get_world_size()
     # Statistics of a rank's own batch, in the student's norms, are stock Detectron2's business.
     norms = ("MODEL.RESNETS.NORM", "FrozenBN", "MODEL.FPN.NORM", "", "MODEL.RETINANET.NORM", "")
+    if device == "cuda":
+        torch.cuda.set_device(rank % torch.cuda.device_count())
+        torch.backends.cudnn.allow_tf32 = False
     torch.manual_seed(0)
-    detector = build_model(load_config(config, norms, device="cpu"))
+    detector = build_model(load_config(config, norms, device=device))
     assert isinstance(detector, DistilledDetector)
     share = four_images()[rank::world_size]
     detector.rematch([share], sum_over_ranks)
@@ -211,9 +255,9 @@ def ranks_worker(config: str, out: str) -> None:
         matchings = detector.distill_state()["mgd"]["_extra_state"]["matchings"]
         found = {
             "losses": {name: loss.item() / world_size for name, loss in losses.items()},
-            "groups": {tap: matching["groups"] for tap, matching in matchings.items()},
-            "margins": {tap: matching["margin"] for tap, matching in matchings.items()},
-            "gradients": {n: p.grad for n, p in detector.named_parameters() if p.grad is not None},
+            "groups": {tap: matching["groups"].cpu() for tap, matching in matchings.items()},
+            "margins": {tap: matching["margin"].cpu() for tap, matching in matchings.items()},
+            "gradients": {n: p.grad.cpu() for n, p in detector.named_parameters() if p.grad is not None},
         }
         torch.save(found, out)
     dist.barrier()  # nobody leaves, and takes the connections down, before all have finished
@@ -277,7 +321,7 @@ def dead_rank(config: Path, folder: Path) -> Figures:
 
 
 PRECISION = {"float16": 0.01, "bfloat16": 0.05}  # relative, of the first distillation losses
-ON_GPU = "mixed-precision-gpu"  # the check that needs one
+RESUMED = 1e-3  # relative, of the losses right after a resume; on a CPU they are equal
 
 
 def mixed_precision(config: Path, folder: Path, *, gpus: int = 0, iterations: int = 10) -> Figures:
@@ -287,18 +331,89 @@ def mixed_precision(config: Path, folder: Path, *, gpus: int = 0, iterations: in
     to feature maps one pixel wide, on which torch's CPU kernel for weight gradients in bfloat16 gives wrong
     values or NaN.
     """
-    keys = ("DISTILL.EXACT_RESUME", True, "SOLVER.MAX_ITER", iterations, "INPUT.MIN_SIZE_TRAIN", (128,))
     first: dict[str, dict[str, float]] = {}
     for dtype in ("float32", *PRECISION):
-        precision = ("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", dtype) if dtype in PRECISION else ()
-        run(folder / f"{dtype}.log", *train_net(config, folder / dtype, *keys, *precision, gpus=gpus))
-        scalars = final(folder / dtype)["trainer"]["hooks"]["ExactResumeHook"]["scalars"]
-        losses = {name: [v for v, _ in s["data"]] for name, s in scalars.items() if "loss" in name}
-        if not all(len(v) == iterations and all(map(math.isfinite, v)) for v in losses.values()):
-            raise Failed(f"in {dtype} not every loss of every iteration is finite")
-        first[dtype] = {name: values[0] for name, values in losses.items() if name.startswith("loss_mgd")}
+        run(folder / f"{dtype}.log", *precise(config, folder / dtype, dtype, iterations, gpus))
+        first[dtype] = {
+            name: values[0]
+            for name, values in finite_losses(folder / dtype, iterations).items()
+            if name.startswith("loss_mgd")
+        }
     figures: Figures = {"iterations": iterations}
     for dtype, limit in PRECISION.items():
-        apart = max(abs(first[dtype][name] / value - 1) for name, value in first["float32"].items())
+        apart = largest_change(first[dtype], first["float32"])
         figures.update(within(limit, {f"deviation of {dtype} losses": apart}))
     return figures
+
+
+def resumed_precision(
+    config: Path,
+    folder: Path,
+    *,
+    gpus: int = 0,
+    iterations: int = 6,
+    dtypes: Sequence[str] = ("float32", *PRECISION),
+) -> Figures:
+    """A run with DISTILL.EXACT_RESUME trains in float32, float16 and bfloat16, and trains its second half
+    again from the checkpoint of its middle. The figure is the largest relative deviation of a loss in the
+    first iteration after the resume from the same iteration before.
+    """
+    half = iterations // 2
+    figures: Figures = {"iterations": iterations}
+    for dtype in dtypes:
+        output = folder / dtype
+        keys = ("--resume", "SOLVER.CHECKPOINT_PERIOD", half)
+        command = precise(config, output, dtype, iterations, gpus, *keys)
+        run(folder / f"{dtype}.log", *command)
+        before = finite_losses(output, iterations)
+        middle = f"model_{half - 1:07d}.pth"
+        (output / "last_checkpoint").write_text(middle)
+        check_start(run(folder / f"{dtype}_resumed.log", *command), half)
+        after = finite_losses(output, iterations)
+        apart = largest_change(*({name: v[half] for name, v in losses.items()} for losses in (after, before)))
+        figures.update(within(RESUMED, {f"deviation of {dtype} losses": apart}))
+    return figures
+
+
+def precise(
+    config: Path, output: Path, dtype: str, iterations: int, gpus: int, *arguments: Word
+) -> list[Word]:
+    """The command that trains in a precision."""
+    keys = ("DISTILL.EXACT_RESUME", True, "SOLVER.MAX_ITER", iterations, "INPUT.MIN_SIZE_TRAIN", (128,))
+    precision = ("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", dtype) if dtype in PRECISION else ()
+    return train_net(config, output, *arguments, *keys, *precision, gpus=gpus)
+
+
+def finite_losses(output: Path, iterations: int) -> dict[str, list[float]]:
+    """Returns every loss of a finished run by iteration, all of which must be finite."""
+    scalars = final(output)["trainer"]["hooks"]["ExactResumeHook"]["scalars"]
+    losses = {name: [v for v, _ in s["data"]] for name, s in scalars.items() if "loss" in name}
+    if not all(len(v) == iterations and all(map(math.isfinite, v)) for v in losses.values()):
+        raise Failed(f"in {output.name} not every loss of every iteration is finite")
+    return losses
+
+
+def largest_change(found: Mapping[str, float], expected: Mapping[str, float]) -> float:
+    return max(abs(found[name] - value) / max(abs(value), 1e-12) for name, value in expected.items())
+
+
+def tools(config: Path, folder: Path, *, gpus: int = 0, iterations: int = 6) -> Figures:
+    """A short training is followed by the tools that read what it left: weights are suggested from another
+    one, the student is exported to TorchScript and compared with PyTorch, and the page that shows the run
+    is made.
+    """
+    output = folder / "run"
+    everything = ("MODEL.RETINANET.SCORE_THRESH_TEST", 0.0, "TEST.DETECTIONS_PER_IMAGE", 20)
+    keys = (*everything, "SOLVER.MAX_ITER", iterations, "DATASETS.TEST", ("selfcheck",))
+    run(folder / "run.log", *train_net(config, output, *keys, gpus=gpus))
+    suggesting = train_net(config, folder / "suggested", "--suggest-weights", iterations, *keys, gpus=gpus)
+    suggested = run(folder / "suggest.log", *suggesting).output()
+    exporting = (ROOT / "tools/export.py", "--run", output, "--out", folder / "exported", "--runs", 1)
+    exported = run(folder / "export.log", *exporting).output()
+    page = folder / "report"
+    run(folder / "page.log", ROOT / "tools/visualize.py", "--run", output, "--out", page, "--images", 1)
+    weights = re.search(r"DISTILL.MGD.LOSS_WEIGHTS \"(\[.*\])\"", suggested)
+    same = re.search(r"(\d+) detections at .* as in PyTorch", exported)
+    if not (weights and same and (page / "report.html").stat().st_size):
+        raise Failed(f"no weights were suggested, or no detections compared: {folder}")
+    return {"suggested weights": weights[1], "detections as in PyTorch": int(same[1])}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from checking.checks import ON_GPU
+from checking.verdicts import line
 from commandline import Record
 
 REPORT = """# Reliability
@@ -16,18 +16,7 @@ over several processes, and compares the results. The networks and images are ti
 minutes, but the code is that of a full run. Run it before a long run, on the machine that the long run is
 meant for; `python tools/selfcheck.py --help` lists its options.
 
-On {date}, with seed {seed}, {versions} ({machine}),
-
-```
-{command}
-```
-
-printed the following lines and wrote this page:
-
-```
-{lines}
-```
-
+{runs}
 ## What the lines mean
 
 {meanings}
@@ -40,9 +29,27 @@ printed the following lines and wrote this page:
 - Network file systems and object stores.
 """
 
+RUN = """On {date}, {seed}{versions} ({machine}),
+
+```
+{command}
+```
+
+printed the following lines:
+
+```
+{lines}
+```
+"""
 
 NOT_RUN = {
-    ON_GPU: "GPUs: this machine has none.",
+    "tests-gpu": "The tests of the maths on a GPU.",
+    "mixed-precision-gpu": "Mixed precision on a GPU.",
+    "resumed-precision": "Resuming in each precision.",
+    "resumed-precision-gpu": "Resuming in each precision on a GPU.",
+    "tools": "The tools after a training.",
+    "tools-gpu": "The tools after a training on a GPU.",
+    "ranks-gpu": "Two processes on one GPU.",
     "ranks-resume": "Resuming a run of several processes.",
     "evaluation-kill": "Kills during an evaluation.",
     "signals": "Signals.",
@@ -51,25 +58,30 @@ NOT_RUN = {
 }
 
 
-def document(record: Record, lines: Sequence[str], meanings: Mapping[str, str]) -> str:
+def document(records: Sequence[Record], meanings: Mapping[str, str]) -> str:
     """docs/reliability.md, in Markdown.
 
     Args:
-        record: what was checked, when, where, and with what results.
-        lines: that were printed.
+        records: what was checked, when, where, and with what results.
         meanings: of the names of the checks; those of one meaning share an entry.
     """
     names: dict[str, list[str]] = {}
     for name, meaning in meanings.items():
         names.setdefault(" ".join(meaning.split()), []).append(f"**{name}**")
+    found = {name for record in records for name in record["results"]}
     return REPORT.format(
-        **record,
-        lines="\n".join(lines),
+        runs="\n".join(map(run_lines, records)),
         meanings="\n".join(
             textwrap.fill(
                 f"- {', '.join(of_one)}: {meaning}", 110, subsequent_indent="  ", break_on_hyphens=False
             )
             for meaning, of_one in names.items()
         ),
-        not_run="".join(f"- {words}\n" for check, words in NOT_RUN.items() if check not in record["results"]),
+        not_run="".join(f"- {words}\n" for check, words in NOT_RUN.items() if check not in found),
     )
+
+
+def run_lines(record: Record) -> str:
+    lines = "\n".join(line(name, result) for name, result in record["results"].items())
+    seed = f"with seed {record['seed']}, " if "seed" in record else ""
+    return RUN.format(**{**record, "lines": lines, "seed": seed})
