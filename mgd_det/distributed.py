@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -30,6 +31,19 @@ def sum_over_ranks(tensor: Tensor) -> None:
     """Replace a tensor, in place, by its sum over all processes."""
     if num_ranks() > 1:
         dist.all_reduce(tensor)
+
+
+def from_first_rank(number: int, device: torch.device) -> int:
+    """Returns the number that process 0 gives. All processes call it.
+
+    Args:
+        device: one that the processes' backend can send from.
+    """
+    if num_ranks() == 1:
+        return number
+    sent = torch.tensor(number, device=device)
+    dist.broadcast(sent, 0)
+    return int(sent)
 
 
 def keep_own_share(tensor: Tensor) -> None:

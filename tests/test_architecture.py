@@ -23,6 +23,7 @@ LEVELS = {
     "methods": 2,
     "checkpoint": 2,
     "maths": 1,
+    "clock": 0,
     "detectron2_compat": 0,
     "detectron2_types": 0,
     "distributed": 0,

@@ -15,8 +15,10 @@ from mgd_det.errors import ConfigError
 
 from .functions import FLAG, config_with, keys_beyond
 from .keys import add_mgd_config, add_missing
+from .values import value_of
 
 FUNCTIONS_KEY = "DISTILL.CONFIG_FUNCTIONS"
+MIXED_TYPES = ("DISTILL.TEACHER.CHANNELS_LAST",)  # keys whose values are of several types
 _MOST_SHOWN = 3  # keys in a message
 
 
@@ -113,12 +115,20 @@ def _merge_overrides(cfg: CfgNode, opts: Sequence[object], opts_key: str) -> Non
         raise ConfigError(opts_key, list(opts), "an odd number of entries", "Give KEY VALUE pairs.")
     for pair in zip(opts[::2], opts[1::2]):
         try:
+            _allow_any_type(cfg, str(pair[0]))
             cfg.merge_from_list(list(pair))
         except (KeyError, ValueError, AssertionError, AttributeError) as error:
             reason = _reason(error)
             near = difflib.get_close_matches(str(pair[0]), _keys(cfg), n=1)
             hint = f"Did you mean {near[0]}?" if near and pair[0] != near[0] else "Correct it."
             raise ConfigError(opts_key, list(pair), reason, _remedy(reason, hint)) from error
+
+
+def _allow_any_type(cfg: CfgNode, key: str) -> None:
+    """Set a key that has values of several types to None, which yacs replaces by a value of any type."""
+    if key in MIXED_TYPES:
+        node, _, name = key.rpartition(".")
+        value_of(cfg, node)[name] = None
 
 
 def _reason(error: Exception) -> str:

@@ -16,6 +16,7 @@ from detectron2.config import CfgNode
 from mgd_det.errors import ConfigError
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}  # precisions of autocast
+AUTO = "auto"  # of keys of DISTILL.TEACHER: chosen on the first batch
 TEACHER_DTYPES = {"": None, "float32": torch.float32, **DTYPES}  # "" leaves it to the training
 SCHEDULERS = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")  # Detectron2's
 CLIP_TYPES = ("value", "norm")
@@ -86,7 +87,18 @@ class WholeNumbers:
         return "" if all(isinstance(x, int) for x in value) else "not all are whole numbers"
 
 
-Rule = Union[OneOf, Range, WholeNumbers]
+@dataclass(frozen=True)
+class Switch:
+    """True, False or "auto". The default None is False; yacs would not let a text replace a bool."""
+
+    remedy: str = f"Choose one of True, False, {AUTO!r}."
+
+    def problem(self, value: object) -> str:
+        """Returns what is wrong with a value, or "" if nothing is."""
+        return "" if value is None or isinstance(value, bool) or value == AUTO else "unknown"
+
+
+Rule = Union[OneOf, Range, Switch, WholeNumbers]
 
 # What distilling reads, in any trainer.
 VALUES: dict[str, Rule] = {
@@ -100,7 +112,8 @@ VALUES: dict[str, Rule] = {
     "DISTILL.GRADIENT_PERIOD": Range(0),
     "DISTILL.TEACHER.EVERY": Range(1, hint="1 runs the teacher in every iteration."),
     "DISTILL.TEACHER.SCALE": Range(0, 1, open_below=True, hint="Give a number above 0.0, up to 1.0."),
-    "DISTILL.TEACHER.DTYPE": OneOf(tuple(TEACHER_DTYPES)),
+    "DISTILL.TEACHER.DTYPE": OneOf((*TEACHER_DTYPES, AUTO)),
+    "DISTILL.TEACHER.CHANNELS_LAST": Switch(),
     "DISTILL.TEACHER.MIN_AP": Range(0, 100),
     "DISTILL.TEACHER.CHECK_IMAGES": Range(1),
     "DISTILL.SCHEDULE.WARMUP_ITERS": Range(0),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Callable, NamedTuple, cast
@@ -13,6 +12,7 @@ import torch
 from detectron2.engine import HookBase
 from torch import Tensor, nn
 
+from mgd_det.clock import now
 from mgd_det.detectron2_types import UNLABELED, BatchedInputs
 from mgd_det.distributed import unwrapped
 from mgd_det.errors import ConfigError
@@ -275,14 +275,14 @@ def added_cost(pair: Callable[[], Features], methods: Mapping[str, Method], teac
     seconds = []
     with isolated_rng(), torch.enable_grad():
         for _ in range(1 + TRIALS):  # the first pass allocates memory and is not timed
-            start = _now()
+            start = now()
             features = {tap: _detached(item) for tap, item in pair().items()}
             with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
                 losses = [loss for method in copies for loss in method(features).values()]
             total = torch.stack(losses).sum()
             if total.requires_grad:  # False where the caller has switched gradients off
                 total.backward()
-            seconds.append(_now() - start)
+            seconds.append(now() - start)
             del features, losses  # a training step holds them only once
             if len(seconds) == 1:
                 kept_bytes = sum(kept.values())
@@ -311,9 +311,3 @@ def _detached_prediction(prediction: Prediction) -> Prediction:
 
 def _leaf(tensor: Tensor) -> Tensor:
     return tensor.detach().requires_grad_() if tensor.requires_grad else tensor
-
-
-def _now() -> float:
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    return time.perf_counter()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mgd_det.config import check_values
 from mgd_det.detectron2_types import UNLABELED, BatchedInputs, State
-from mgd_det.distributed import keep_own_share
+from mgd_det.distributed import from_first_rank, keep_own_share, rank
 from mgd_det.errors import RESUME_REMEDY, ConfigError
 from mgd_det.maths.gradient_ratios import GradientPoint, GradientRatios
 from mgd_det.methods import (
@@ -48,12 +48,13 @@ from .step_plan import StepPlan
 from .tapped import TappedDetector, channels_first
 from .taps import backbone_and_head_taps, evaluating, student_and_teacher_names
 from .teacher import Teacher, TeacherSpec
+from .teacher_ways import Way, fastest, ways
 
 logger = logging.getLogger("detectron2." + __name__)
 
 REVERSIBLE_FORMATS = ("RGB", "BGR")
-# Keys of the teacher's digest and of its preprocessing in the state, beside the methods' names.
-TEACHER_KEY, PREPROCESSING_KEY = "teacher", "teacher_preprocessing"
+# Keys of the teacher's digest, preprocessing and way to compute in the state, beside the methods' names.
+TEACHER_KEY, PREPROCESSING_KEY, WAY_KEY = "teacher", "teacher_preprocessing", "teacher_way"
 
 # Attributes of the student that Detectron2's tools (test-time augmentation, exporters, predictors, training
 # visualisation) read on the model that they hold.
@@ -116,6 +117,7 @@ class DistilledDetector(ModuleWithProperties):
         self._built_teacher = built_teacher
         self.teacher: Teacher | None = None  # until `prepare` has loaded it
         self._inherited = False
+        self._way: Way | None = None  # in which the teacher computes, once one has been chosen
         self._plan = StepPlan()
         self._gradients: GradientRatios | None = None  # of the latest step that measured them
         self._taps: Mapping[str, TapInfo] = {}  # of the student, and of the teacher; filled by `prepare`
@@ -262,6 +264,7 @@ class DistilledDetector(ModuleWithProperties):
         points: dict[str, GradientPoint] | None = {} if plan.measure_gradients else None
         with self.capture_student(points) as student:
             outputs = self.student(batched_inputs, *args, **kwargs)
+        self._choose_way(student, batched_inputs)
         features = self.pair(student, batched_inputs)
         losses = {}
         for method in self.methods.values():
@@ -336,10 +339,7 @@ class DistilledDetector(ModuleWithProperties):
         assert self.teacher is not None  # only a detector without methods has no teacher
         taps = self.taps if taps is None else taps
         images = [x["image"] for x in batched_inputs]
-        names = [student_and_teacher_names(tap)[1] for tap in taps]
-        if any(m.wants_confidence and not set(taps).isdisjoint(m.taps) for m in self.methods.values()):
-            names.append(CONFIDENCE)
-        teacher = self.teacher.features(images, self.input_format, names, student)
+        teacher = self.teacher.features(images, self.input_format, self._teacher_names(taps), student)
         resizing = self.teacher.resizing(images)
         boxes = None
         wanted = any(method.wants_foreground for method in self.methods.values())
@@ -365,6 +365,36 @@ class DistilledDetector(ModuleWithProperties):
                     confidence=teacher.get(CONFIDENCE),
                 )
         return paired
+
+    def _teacher_names(self, taps: Sequence[str]) -> list[str]:
+        """Returns what the teacher is asked for where these taps are paired."""
+        names = [student_and_teacher_names(tap)[1] for tap in taps]
+        if any(m.wants_confidence and not set(taps).isdisjoint(m.taps) for m in self.methods.values()):
+            names.append(CONFIDENCE)
+        return names
+
+    def _choose_way(self, student: Captured, batched_inputs: BatchedInputs) -> None:
+        """Choose the teacher's precision and memory order on its first batch, where that is wanted.
+
+        Process 0 chooses for all.
+        """
+        teacher, spec = self.teacher, self.teacher_spec
+        if teacher is None or self._way is not None or not spec.chooses:
+            return
+        images, names = [x["image"] for x in batched_inputs], self._teacher_names(self.taps)
+
+        def run(way: Way) -> Callable[[], object]:
+            teacher.use(way)
+            return lambda: teacher.features(images, self.input_format, names, student)
+
+        choices = ways(spec.dtype, spec.channels_last, self.device)
+        best = choices.index(fastest(choices, run)) if rank() == 0 else 0
+        self._use_way(choices[from_first_rank(best, self.device)])
+
+    def _use_way(self, way: Way) -> None:
+        assert self.teacher is not None
+        self.teacher.use(way)
+        self._way = way
 
     def _compare(
         self,
@@ -449,6 +479,8 @@ class DistilledDetector(ModuleWithProperties):
         if self.teacher is not None:
             state[TEACHER_KEY] = self.teacher.digest
             state[PREPROCESSING_KEY] = self.teacher.preprocessing
+        if self._way is not None:
+            state[WAY_KEY] = self._way._asdict()
         return state
 
     def load_distill_state(self, state: State) -> None:
@@ -463,6 +495,9 @@ class DistilledDetector(ModuleWithProperties):
         self._check_preprocessing(state.pop(PREPROCESSING_KEY, None))
         then, now = state.pop(TEACHER_KEY, None), None if self.teacher is None else self.teacher.digest
         another_teacher = bool(then and now and then != now)
+        way = state.pop(WAY_KEY, None)
+        if way and self.teacher_spec.chooses and not another_teacher:
+            self._use_way(Way(**way))
         if not self.resume_fresh:
             if another_teacher:
                 key, value = "DISTILL.TEACHER.WEIGHTS", self.teacher_spec.weights_path()

@@ -21,7 +21,7 @@ from mgd_det.checkpoint.checkpointer import ReportingCheckpointer
 from mgd_det.config import add_mgd_config, load_config, student_config
 from mgd_det.config.functions import config_with, keys_beyond
 from mgd_det.config.lazy import build_lazy, image_format, is_lazy, lazy_student, load_lazy
-from mgd_det.config.values import TEACHER_DTYPES
+from mgd_det.config.values import AUTO, TEACHER_DTYPES
 from mgd_det.detectron2_compat import apply_to_tensors, undo_compile
 from mgd_det.detectron2_types import BatchedInputs
 from mgd_det.errors import ConfigError, building_from_config
@@ -32,6 +32,7 @@ from .heads import find_head
 from .tapped import BackbonePass, TappedDetector, inference_inputs
 from .taps import backbone_and_head_taps
 from .teacher_compile import compile_between
+from .teacher_ways import Way
 
 logger = logging.getLogger("detectron2." + __name__)
 
@@ -61,7 +62,7 @@ class TeacherSpec:
     allow_partial_weights: bool = False
     trusted: bool = False
     dtype: str = ""
-    channels_last: bool = False
+    channels_last: bool | str | None = False
     compile: bool = False
     backbone: str = ""
     config_functions: Sequence[str] = ()
@@ -87,6 +88,11 @@ class TeacherSpec:
             keys_beyond(cfg, known),
             node.SCALE,
         )
+
+    @property
+    def chooses(self) -> bool:
+        """True if the first batch decides in which :class:`~.teacher_ways.Way` the teacher computes."""
+        return AUTO in (self.dtype, self.channels_last)
 
     def config(self) -> CfgNode:
         """Returns the teacher's own yaml config, without this project's keys and the student's values.
@@ -214,8 +220,8 @@ class TeacherSpec:
         return Teacher(
             model,
             input_format,
-            TEACHER_DTYPES[self.dtype],
-            self.channels_last,
+            TEACHER_DTYPES.get(self.dtype),
+            self.channels_last is True,
             self.compile,
             self.backbone,
             self.scale,
@@ -277,6 +283,14 @@ class Teacher:
     def follow(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Apply to its tensors what `.to()`, `.cuda()`, `.half()` ... apply to the student's."""
         apply_to_tensors(self.model, fn)
+
+    def use(self, way: Way) -> None:
+        """Compute in this way from now on, exactly as if the teacher had been loaded with it."""
+        self.dtype = TEACHER_DTYPES[way.dtype]
+        self.memory_format = torch.channels_last if way.channels_last else torch.contiguous_format
+        # Those of 1x1 convolutions count as contiguous in either order, and would keep what they have.
+        apply_to_tensors(self.model, lambda x: x.clone(memory_format=torch.contiguous_format))
+        self.model.to(memory_format=self.memory_format)
 
     def inputs(self, images: Sequence[Tensor], image_format: str) -> BatchedInputs:
         """Returns images as its forward pass takes them: in its channel order, and with their sizes.

@@ -112,3 +112,15 @@ def test_bad_files_and_overrides(tmp_path):
     ]:
         with pytest.raises(ConfigError, match=match):
             load_config(str(path), opts)
+
+
+@pytest.mark.parametrize("given", ["True", "False", "auto"])
+@pytest.mark.parametrize("in_file", ["", "True", "False", "auto"])
+def test_a_key_of_several_types_takes_them_from_files_and_overrides(given, in_file, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(f"DISTILL: {{TEACHER: {{CHANNELS_LAST: {in_file or 'null'}}}}}")
+    key = "DISTILL.TEACHER.CHANNELS_LAST"
+    values = {"": None, "True": True, "False": False, "auto": "auto"}
+    for overrides, expected in (([], values[in_file]), ([key, given], values[given])):
+        found = load_config(str(path), overrides).DISTILL.TEACHER.CHANNELS_LAST
+        assert found == expected

@@ -17,6 +17,7 @@ from mgd_det.errors import ConfigError
 from mgd_det.methods import method_defaults
 from mgd_det.modeling.taps import capture
 from mgd_det.modeling.teacher import Teacher, TeacherSpec
+from mgd_det.modeling.teacher_ways import Way
 
 CPU = torch.device("cpu")
 ZOO = "COCO-Detection/retinanet_R_50_FPN_1x.yaml"
@@ -136,6 +137,51 @@ def test_every_method_takes_a_teacher_in_bfloat16_and_channels_last(method, mgd_
             found = model(labelled)
         losses.append({name: found[name].item() for name in model.losses})
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+def test_a_way_that_is_taken_up_later_is_that_of_a_teacher_loaded_so(teacher_run, images):
+    """Bit for bit, whatever ways it went before: the orders of all weights are the same."""
+    pixels, taps = [x["image"] for x in images], ["res3", "p3", "head"]
+    late = spec_of(teacher_run, dtype="auto", channels_last="auto").load(CPU)
+    for way in (Way("bfloat16", True), Way("float32", False), Way("bfloat16", True), Way("bfloat16", False)):
+        late.use(way)
+        early = spec_of(teacher_run, dtype=way.dtype, channels_last=way.channels_last).load(CPU)
+        for name, tensor in early.model.state_dict().items():
+            assert tensor.stride() == late.model.state_dict()[name].stride(), name
+        found, expected = (teacher.features(pixels, "RGB", taps) for teacher in (late, early))
+        assert torch.equal(found["res3"], expected["res3"])
+        assert torch.equal(found["p3"], expected["p3"])
+        assert all(torch.equal(*pair) for pair in zip(found["head"], expected["head"]))
+
+
+def test_the_first_batch_chooses_and_a_resumed_run_keeps_the_choice(mgd_cfg, labelled, caplog):
+    caplog.set_level("INFO")
+    mgd_cfg.merge_from_list(["DISTILL.TEACHER.DTYPE", "auto", "DISTILL.TEACHER.CHANNELS_LAST", "auto"])
+    model = build_model(mgd_cfg)
+    model.rematch([labelled])
+    assert "teacher_way" not in model.distill_state()
+    with EventStorage():
+        model(labelled)
+    lines = [x.getMessage() for x in caplog.records if "features differ by" in x.getMessage()]
+    assert len(lines) == 4
+    assert lines[0].startswith("the teacher in float32, contiguous: ")
+    assert lines[0].endswith("differ by 0%")
+
+    state = model.distill_state()
+    assert state["teacher_way"].keys() == {"dtype", "channels_last"}
+    for way in ({"dtype": "bfloat16", "channels_last": False}, {"dtype": "float32", "channels_last": True}):
+        resumed = build_model(mgd_cfg)
+        resumed.load_distill_state({**state, "teacher_way": way})
+        with EventStorage():
+            resumed(labelled)
+        assert resumed.distill_state()["teacher_way"] == way
+        assert resumed.teacher.dtype == getattr(torch, way["dtype"])
+
+    mgd_cfg.DISTILL.TEACHER.DTYPE, mgd_cfg.DISTILL.TEACHER.CHANNELS_LAST = "float32", False
+    plain = build_model(mgd_cfg)
+    plain.load_distill_state({**state, "teacher_way": {"dtype": "bfloat16", "channels_last": True}})
+    assert plain.teacher.dtype == torch.float32  # what is set counts
+    assert "teacher_way" not in plain.distill_state()
 
 
 def test_smaller_images_are_what_a_teacher_would_see_alone(teacher_run, images):
