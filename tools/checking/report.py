@@ -14,7 +14,7 @@ REPORT = """# Reliability
 withstand. It starts the real commands in processes of their own, kills and resumes them, distributes them
 over several processes, and compares the results. The networks and images are tiny, so the checks take
 minutes, but the code is that of a full run. Run it before a long run, on the machine that the long run is
-meant for; `python tools/selfcheck.py --help` lists its options.
+meant for; `python tools/selfcheck.py --help` lists its options. `make gpu` makes the checks that need a GPU.
 
 {runs}
 ## What the lines mean

@@ -21,7 +21,8 @@ TESTS = (
     *("tests/maths/test_kernels.py", "tests/maths/test_golden.py", "tests/maths/test_losses.py"),
     "tests/maths/test_matching_statistics.py",
 )
-DTYPES: dict[str, tuple[Word, ...]] = {"float32": (), "bfloat16": ("--dtype", "bfloat16")}
+BFLOAT16 = ("--dtype", "bfloat16")
+DTYPES: dict[str, tuple[Word, ...]] = {"bfloat16": BFLOAT16, "float32": ()}
 FULL = ("--images", 16, "--size", 800, 1216)
 TINY = (
     *("--config-file", "configs/demo/student_mgd.yaml", "--images", 2, "--size", 64, 96),
@@ -35,7 +36,7 @@ def all_stages(device: str, tiny: bool) -> dict[str, dict[str, Part]]:
     common = ("--device", device)
     network: tuple[Word, ...] = (*common, *(TINY if tiny else FULL))
     methods = ("--methods", *(["mgd", "logits"] if tiny else method_defaults()))
-    runs, short = (("--runs", 1), ("--runs", 1)) if tiny else (("--runs", 20), ("--runs", 5))
+    many, some, few = (("--runs", 1 if tiny else runs) for runs in (20, 10, 4))
     loss = "loss" if tiny else "compiled"  # which takes a compiler long, and tests have it by itself
 
     def each_dtype(name: str, *arguments: Word) -> dict[str, Part]:
@@ -48,16 +49,16 @@ def all_stages(device: str, tiny: bool) -> dict[str, dict[str, Part]]:
             f"resumed-precision{on}": check(f"resumed-precision{on}"),
         },
         "speed": {
-            **each_dtype("loss", "--only", loss, *runs, *common),
-            **each_dtype("losses", "--only", "losses", *methods, *runs, *network),
+            **each_dtype("loss", "--only", loss, *many, *common),
+            "losses-bfloat16": benchmark(*BFLOAT16, "--only", "losses", *methods, *some, *network),
         },
         "steps": {
-            **each_dtype("steps", "--only", "steps", *methods, *short, *network),
-            **each_dtype("memory", "--only", "memory", *methods, *short, *network),
+            **each_dtype("steps", "--only", "steps", *methods, *few, *network),
+            **each_dtype("memory", "--only", "memory", *methods, *few, *network),
         },
         "teacher": {
-            **each_dtype("teacher", "--only", "teacher", *runs, *network),
-            **each_dtype("overlap", "--only", "overlap", *runs, *network),
+            **each_dtype("teacher", "--only", "teacher", *some, *network),
+            **each_dtype("overlap", "--only", "overlap", *some, *network),
         },
         "tools": {f"tools{on}": check(f"tools{on}")},
         "ranks": {f"ranks{on}": check(f"ranks{on}"), **({"ranks-nccl": check("ranks-nccl")} if on else {})},
