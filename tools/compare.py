@@ -51,7 +51,7 @@ An experiment is a YAML file; its paths start at the repository:
     mgd, twice as long: {set: [], iterations: 600}
     student alone, twice as long: {set: [DISTILL.ENABLED, false], iterations: 600}
   gate:                                   # of a study at convergence; may be left out
-    on: demo_val                          # where it is read: teacher and baseline are evaluated there
+    data: demo_val                        # where it is read: teacher and baseline are evaluated there
     twice: student alone, twice as long   # the arm that is the baseline at twice the length
     max_gain: 0.5                         # AP: twice the length gains less, over two seeds or more
     min_lead: 5                           # AP: the teacher is at least so far above the baseline

@@ -18,7 +18,7 @@ from helpers.experiments import error_of, experiment, record, run_compare
 
 ALONE = ["DISTILL.ENABLED", False]
 ARMS = {"alone": ALONE, "longer": {"set": ALONE, "iterations": 600}, "mgd": []}
-GATE = {"on": "demo_val", "twice": "longer", "max_gain": 0.5, "min_lead": 5}
+GATE = {"data": "demo_val", "twice": "longer", "max_gain": 0.5, "min_lead": 5}
 LIMITS = Gate("val", "longer", 0.5, 5.0)
 
 
@@ -51,13 +51,13 @@ def test_a_gate_that_is_not_passed(teacher, once, twice, halves):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"on": None}, "gate: on = None: missing. Give a text"),
+        ({"data": None}, "gate: data = None: missing. Give a text"),
         ({"min_lead": "five"}, "gate: min_lead = 'five': not a number. Give a number."),
         ({"max_gain": True}, "gate: max_gain = True: not a number"),
-        ({"report": "x"}, "gate: report = 'x': unknown key. The keys are on, twice, max_gain, min_lead."),
+        ({"report": "x"}, "gate: report = 'x': unknown key. The keys are data, twice, max_gain, min_lead."),
         ({"twice": "mgd"}, "gate: twice = 'mgd': not an arm of 600 iterations, twice those of the baseline"),
         ({"twice": "nobody"}, "gate: twice = 'nobody': not an arm of 600 iterations"),
-        ({"on": "demo_gone"}, "gate: on = 'demo_gone': no data set of that name is registered"),
+        ({"data": "demo_gone"}, "gate: data = 'demo_gone': no data set of that name is registered"),
     ],
 )
 def test_bad_gates(changes, message, tmp_path, capsys, monkeypatch):
@@ -157,7 +157,7 @@ def test_teacher_and_students_are_evaluated_alike(demo_data, teacher_run, tmp_pa
     student["MODEL"]["RETINANET"][low[0].split(".")[-1]] = low[1]
     (finished / "config.yaml").write_text(yaml.safe_dump(student))
 
-    gate = {**GATE, "on": train}
+    gate = {**GATE, "data": train}
     path = experiment(tmp_path, config=str(config), arms=ARMS, gate=gate, seeds=[11])
     read = read_experiment(path)
     runs = [run._replace(output=finished) for run in plan(read, 0) if run.arm.name != "longer"]

@@ -27,7 +27,7 @@ def plan_evaluations(experiment: Experiment, gate: Gate, trained: Sequence[Run],
         gpus: number of GPUs that each evaluation uses.
     """
     planned = [_evaluation(experiment, gate, TEACHER, 0, [], gpus)]
-    for run in trained if gate.on != experiment.tested else ():
+    for run in trained if gate.data != experiment.tested else ():
         if run.arm.name in (experiment.baseline, gate.twice):
             # The network of a run is evaluated as a teacher is: by its own config, on the data set of ours.
             network = [
@@ -47,7 +47,7 @@ def _evaluation(
     output = experiment.output / "gate" / name
     opts = [
         *experiment.shared,
-        *("DISTILL.ENABLED", "True", "DATASETS.TEST", f"({gate.on!r},)", "OUTPUT_DIR", str(output)),
+        *("DISTILL.ENABLED", "True", "DATASETS.TEST", f"({gate.data!r},)", "OUTPUT_DIR", str(output)),
         *network,
     ]
     cfg = load_config(str(experiment.config), opts, functions=experiment.functions)
@@ -87,7 +87,7 @@ def verdict(
         records: of the finished runs.
         evaluated: of the evaluations that the gate needs, as far as they are finished.
     """
-    students = records if gate.on == experiment.tested else evaluated
+    students = records if gate.data == experiment.tested else evaluated
 
     def aps(found: Sequence[Record], arm: str) -> Mapping[int, float]:
         return {record["seed"]: record["AP"] for record in found if record["arm"] == arm}

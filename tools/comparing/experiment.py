@@ -148,9 +148,9 @@ def check_arms(config: Path, arms: Sequence[Arm], seed: int, functions: Sequence
 def check_gate(gate: Gate, cfg: CfgNode) -> None:
     """Raises ConfigError if what the gate needs beside the arms cannot be measured."""
     known = {*(entry[0] for entry in cfg.DATASETS.REGISTER), *DatasetCatalog.list()}
-    if gate.on not in known:
+    if gate.data not in known:
         problem, remedy = "no data set of that name is registered", "List it in DATASETS.REGISTER."
-        raise ConfigError("gate: on", gate.on, problem, remedy)
+        raise ConfigError("gate: data", gate.data, problem, remedy)
     if not cfg.DISTILL.TEACHER.CONFIG_FILE:
         problem = "the gate compares the teacher with the baseline, and none is given"
         remedy = "Name it in 'config' or under 'set', for all arms."

@@ -13,14 +13,14 @@ from comparing.tables import check_table
 
 from mgd_det.errors import ConfigError
 
-GATE_KEYS: dict[str, type] = {"on": str, "twice": str, "max_gain": float, "min_lead": float}
+GATE_KEYS: dict[str, type] = {"data": str, "twice": str, "max_gain": float, "min_lead": float}
 SEEDS = 2  # of both lengths, at least
 
 
 class Gate(NamedTuple):
     """What an experiment requires of its baseline and of its teacher."""
 
-    on: str  # the data set that both are measured on
+    data: str  # the data set that both are measured on
     twice: str  # the arm that is the baseline at twice the length
     max_gain: float  # AP; twice the length has to gain less
     min_lead: float  # AP by which the teacher has to be above the baseline, at least

@@ -34,7 +34,7 @@ def warning(verdict: Verdict) -> str:
         reasons.append(f"the teacher is {lead} AP above the baseline, not at least {gate.min_lead}")
     return (
         "**This study does not pass its gate, so its gains may be no more than those of a faster start:** on "
-        f"{gate.on}, {'; '.join(reasons)}."
+        f"{gate.data}, {'; '.join(reasons)}."
     )
 
 
@@ -61,5 +61,5 @@ def gate_lines(verdict: Verdict) -> list[str]:
             PASSES[verdict.teacher_leads],
         ),
     ]
-    head = ["", f"| gate, on {cell(gate.on)} | AP | required | |", "|---|---:|---:|---|"]
+    head = ["", f"| gate, on {cell(gate.data)} | AP | required | |", "|---|---:|---:|---|"]
     return [*head, *(f"| {' | '.join(row)} |" for row in rows)]
