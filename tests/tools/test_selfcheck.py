@@ -7,7 +7,7 @@ import json
 import pytest
 import selfcheck
 import torch
-from checking.checks import next_start
+from checking.checks import largest_change, next_start, ranks_apart
 from checking.jobs import Job, deviation, equal_values, run, within
 from checking.verdicts import line, result_of
 from helpers.commands import ROOT, run_tool
@@ -53,6 +53,24 @@ def test_deviations_are_relative_to_the_largest_value_of_a_tensor():
     for value in (0.26, float("nan")):
         with pytest.raises(Failed, match="deviation"):
             within(0.25, {"deviation": value})
+
+
+def test_ranks_must_match_alike_and_agree_within_the_tolerance():
+    def state(groups: list[int], loss: float) -> dict:
+        tensors = {name: {"x": torch.tensor([1.0])} for name in ("margins", "gradients")}
+        return {"groups": {"res3": torch.tensor(groups)}, "losses": {"x": loss}, **tensors}
+
+    found = ranks_apart(state([0, 1], 1 + 2**-11), state([0, 1], 1.0), 1e-3)
+    assert found["share of equal assignments"] == 1
+    assert found["deviation of losses"] == 2**-11
+    with pytest.raises(Failed, match=r"only 50\.0% of the assignments"):
+        ranks_apart(state([0, 2], 1.0), state([0, 1], 1.0), 1e-3)
+    with pytest.raises(Failed, match="deviation of losses"):
+        ranks_apart(state([0, 1], 1.002), state([0, 1], 1.0), 1e-3)
+
+
+def test_changes_of_losses_are_relative_and_the_largest_counts():
+    assert largest_change({"a": 1.1, "b": 3.0}, {"a": 1.0, "b": 2.0}) == pytest.approx(0.5)
 
 
 def test_a_state_that_cannot_be_resumed_is_found(tmp_path):
