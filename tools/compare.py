@@ -25,7 +25,8 @@ from comparing.report import write_report
 from comparing.runner import INTERRUPTED, Runner, RunProcess
 
 from mgd_det.errors import ConfigError
-from mgd_det.run.preflight import check_launch
+from mgd_det.run.main import argument_parser as training_parser
+from mgd_det.run.preflight import check_launch, preflight
 
 EXAMPLES = """
 An experiment is a YAML file; its paths start at the repository:
@@ -50,6 +51,9 @@ An experiment is a YAML file; its paths start at the repository:
       - "{seed}"
     mgd, twice as long: {set: [], iterations: 600}
     student alone, twice as long: {set: [DISTILL.ENABLED, false], iterations: 600}
+    mgd, with figures of others beside its own:
+      set: []
+      published: [{AP: 31.38, source: "Yue et al., ECCV 2020", differs: "COCO; teacher of 37.01 AP"}]
   gate:                                   # of a study at convergence; may be left out
     data: demo_val                        # where it is read: teacher and baseline are evaluated there
     twice: student alone, twice as long   # the arm that is the baseline at twice the length
@@ -145,6 +149,9 @@ def run_missing(
             check_files(run, records[run.name])
         elif run in chosen:
             check_unfinished(run)
+    missing = [run for run in chosen if run.name not in records]
+    if missing:  # what is wrong with all of them is said once
+        preflight(training_parser("").parse_args(missing[0].command[1:]))
     return Runner(chosen, records, args.jobs, args.num_gpus, process).run()
 
 
@@ -177,6 +184,7 @@ def report(experiment: Experiment, path: Path, records: Sequence[Record], passed
         },
         pairs=experiment.pairs,
         verdict=passed,
+        published={arm.name: arm.published for arm in experiment.arms if arm.published},
     )
     say(f"\n{table}\n\nreport: {experiment.results}/report.md, .json, .png")
 

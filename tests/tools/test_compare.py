@@ -16,6 +16,7 @@ import torch
 from comparing import picture, report, summary
 from comparing.curves import Point, curves
 from comparing.experiment import Arm, Run, changed, file_name, files, plan, read_experiment, scaled
+from comparing.published import Published
 from comparing.records import append_record, check_files, read_file, read_records
 from comparing.runner import Runner, RunProcess, shares, time_left
 from helpers.commands import ROOT, started
@@ -73,11 +74,11 @@ RECORDS = [
 ITERATIONS = {"alone": 300, "mgd | new": 300, "long": 600, "not yet": 300}
 
 
-def write_report(folder: Path, records=RECORDS, pairs=()) -> str:
+def write_report(folder: Path, records=RECORDS, pairs=(), published=None) -> str:
     facts = {"command": "python tools/compare.py x.yaml", "data": "a to train, b to measure"}
     seeds = [1, 2, 3]
     arms = {"iterations": ITERATIONS, "baseline": "alone", "seeds": seeds}
-    return report.write_report(folder, records, facts=facts, pairs=pairs, **arms)
+    return report.write_report(folder, records, facts=facts, pairs=pairs, published=published, **arms)
 
 
 def test_table(tmp_path):
@@ -122,6 +123,20 @@ def test_pairs_are_compared_over_the_seeds_that_both_have(tmp_path):
     assert table in (tmp_path / "report.md").read_text()
     pairs = json.loads((tmp_path / "report.json").read_text())["pairs"]
     assert pairs[1]["differences"] == {"1": 1.0, "2": 2.0, "3": 3.0}
+
+
+def test_published_figures_stand_beside_those_of_the_arms(tmp_path):
+    figures = [Published(31.38, "A, 2020", "1x | COCO"), Published(9.0, "B", "nothing")]
+    table = write_report(tmp_path, published={"mgd | new": figures, "not yet": figures[1:]})
+    assert table.splitlines()[-5:] == [
+        "| arm | AP here | AP of others, by their own account | source | what differs there |",
+        "|---|---:|---:|---|---|",
+        "| mgd \\| new | 22.00 | 31.38 | A, 2020 | 1x \\| COCO |",
+        "| mgd \\| new | 22.00 | 9.00 | B | nothing |",
+        "| not yet | - | 9.00 | B | nothing |",
+    ]
+    published = json.loads((tmp_path / "report.json").read_text())["published"]
+    assert published["not yet"] == [{"AP": 9.0, "source": "B", "differs": "nothing"}]
 
 
 def test_picture_grows_with_the_arms(tmp_path):
@@ -228,7 +243,12 @@ BAD = [
     ({"arms": {**ARMS, "b": ["X"]}}, "arms: b = ['X']: an odd number"),
     ({"arms": {**ARMS, "b": ["DISTILL.NO", 1]}}, "Non-existent key: DISTILL.NO"),
     ({"arms": {**ARMS, "b": ["DISTILL.ENABLED", "perhaps"]}}, "arms: b = ['DISTILL.ENABLED', 'perhaps']"),
-    ({"arms": {**ARMS, "b": {"sets": []}}}, "arms: b: sets = []: unknown key. The keys are set, iterations"),
+    (
+        {"arms": {**ARMS, "b": {"sets": []}}},
+        "arms: b: sets = []: unknown key. The keys are set, iterations, published",
+    ),
+    ({"arms": {**ARMS, "b": {"published": ["31.4"]}}}, "arms: b: published = '31.4': not a table"),
+    ({"arms": {**ARMS, "b": {"published": [{"AP": 3}]}}}, "arms: b: published: source = None: missing"),
     ({"arms": {**ARMS, "b": {"iterations": -3}}}, "arms: b: iterations = -3: less than 1"),
     ({"arms": {**ARMS, "b": ["DATASETS.TEST", ["demo_test"]]}}, "AP on different images cannot be compared"),
     ({"output": "README.md"}, "output = 'README.md': is a file"),

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from _checkout import ROOT
 from comparing.gate import Gate, read_gate
+from comparing.published import Published, read_published
 from comparing.tables import check_table, read_table
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog
@@ -35,7 +36,7 @@ TOP_KEYS: dict[str, type] = {
     "arms": dict,
 }
 OPTIONAL = ("functions", "set", "pairs", "gate")
-ARM_KEYS: dict[str, type] = {"set": list, "iterations": int}
+ARM_KEYS: dict[str, type] = {"set": list, "iterations": int, "published": list}
 SEED = "{seed}"  # an override's value that is each run's own seed
 # Set for every run by this tool.
 OWN_KEYS = ("SEED", "OUTPUT_DIR", "SOLVER.MAX_ITER", "DISTILL.EXACT_RESUME")
@@ -47,6 +48,7 @@ class Arm(NamedTuple):
     name: str
     overrides: list[str]  # the experiment's and its own
     iterations: int
+    published: Sequence[Published] = ()  # figures of others
 
 
 class Experiment(NamedTuple):
@@ -172,7 +174,8 @@ def read_arm(name: Any, entry: Any, shared: list[str], iterations: int) -> Arm:
     if "DATASETS.TEST" in own[::2]:
         problem = "sets DATASETS.TEST, and AP on different images cannot be compared"
         raise ConfigError(key, own, problem, "Set it for all arms, under 'set'.")
-    return Arm(name, [*shared, *own], entry.get("iterations", iterations))
+    published = read_published(f"{key}: ", entry.get("published", []))
+    return Arm(name, [*shared, *own], entry.get("iterations", iterations), published)
 
 
 def overrides(key: str, entry: list[Any]) -> list[str]:

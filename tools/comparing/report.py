@@ -13,6 +13,7 @@ from comparing.curves import curves
 from comparing.gate import Verdict
 from comparing.gate_report import gate_figures, gate_lines, warning
 from comparing.picture import draw
+from comparing.published import Published, published_lines
 from comparing.summary import CONFIDENCE, Pair, Record, Row, compare_pairs, summarise
 
 NOTES = """\
@@ -45,6 +46,7 @@ def write_report(
     facts: Mapping[str, str],
     pairs: Sequence[tuple[str, str]] = (),
     verdict: Verdict | None = None,
+    published: Mapping[str, Sequence[Published]] | None = None,
 ) -> str:
     """Write report.md, report.json and report.png, and return the table of the first.
 
@@ -57,6 +59,7 @@ def write_report(
         facts: what the experiment was, by name: the report's head.
         pairs: of arms that are compared with each other, too.
         verdict: how the experiment's gate was met, None if it has none.
+        published: figures of others, by arm.
     """
     rows = summarise(records, iterations, baseline, len(seeds))
     compared = compare_pairs(records, pairs)
@@ -66,6 +69,7 @@ def write_report(
             table(rows, baseline, names),
             *pair_lines(compared, names),
             *(gate_lines(verdict) if verdict else []),
+            *published_lines(rows, names, published or {}),
         ]
     )
     found = curves(records, iterations)
@@ -82,6 +86,9 @@ def write_report(
     }
     if compared:
         report["pairs"] = [pair._asdict() for pair in compared]
+    if published:
+        figures = {arm: [figure._asdict() for figure in of_arm] for arm, of_arm in published.items()}
+        report["published"] = figures
     if found:
         report["curves"] = {arm: [list(point) for point in points] for arm, points in found.items()}
     if verdict:
