@@ -129,7 +129,8 @@ def _check_files(key: str, name: str, metadata: Metadata, *, registered: bool) -
         f"Correct the path in {REGISTER_KEY}; relative ones start at the working directory, {os.getcwd()}."
         if registered
         else "Correct the path (relative ones start at the working directory), or set the environment "
-        "variable DETECTRON2_DATASETS to where Detectron2's built-in sets are."
+        "variable DETECTRON2_DATASETS to where Detectron2's built-in sets are: "
+        "https://detectron2.readthedocs.io/en/latest/tutorials/builtin_datasets.html says where to get them."
     )
     for kind, attribute in (("annotation file", "json_file"), ("image folder", "image_root")):
         path = metadata.get(attribute)
