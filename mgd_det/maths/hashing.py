@@ -33,7 +33,12 @@ def projection(num_hashes: int, length: int, std: float, seed: int) -> Tensor:
 
 
 def hashing_loss(
-    student: Tensor, teacher: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None = None
+    student: Tensor,
+    teacher: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mask: Tensor | None = None,
+    product_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Compute the cross entropy of the student's projections against the teacher's hash bits.
 
@@ -46,6 +51,8 @@ def hashing_loss(
         weight: (K, D), a :func:`projection`.
         bias: (K,), zeros in the paper's detection settings.
         mask: (M,) bool, True at the rows that count; None if all do.
+        product_dtype: dtype of the matrix products alone, such as that of :func:`fast_product_dtype`; None
+            computes them as the rest.
 
     Returns:
         Scalar, differentiable once. It is zero, and in the student's graph, if no row counts.
@@ -62,8 +69,24 @@ def hashing_loss(
     if mask is not None:
         student, teacher = student[mask], teacher[mask]
     with torch.autocast(student.device.type, enabled=False):
-        total: Tensor = _SummedCrossEntropy.apply(student, teacher, weight, bias)
+        total: Tensor = _SummedCrossEntropy.apply(student, teacher, weight, bias, product_dtype)
     return total / max(len(student) * len(weight), 1)
+
+
+def fast_product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Return the dtype in which to multiply matrices of a dtype: bfloat16 for float32 where that is fast.
+
+    These are GPUs from NVIDIA's Ampere on and CPUs with AVX-512. (Those of them without instructions for
+    bfloat16 take as long for it as for float32.)
+    """
+    if dtype is not torch.float32:
+        return dtype
+    if device.type == "cuda":
+        fast = torch.cuda.get_device_capability(device)[0] >= 8
+    else:
+        widest = torch.backends.cpu.get_cpu_capability()
+        fast = device.type == "cpu" and widest == "AVX512" and torch.backends.mkldnn.is_available()
+    return torch.bfloat16 if fast else dtype
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
@@ -76,27 +99,33 @@ class _SummedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: BackwardCFunction, student: Tensor, teacher: Tensor, weight: Tensor, bias: Tensor
+        ctx: BackwardCFunction,
+        student: Tensor,
+        teacher: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        product_dtype: torch.dtype | None,
     ) -> Tensor:
         dtype = torch.promote_types(student.dtype, torch.float32)
-        weight, bias = weight.to(dtype), bias.to(dtype)
-        total = weight.new_zeros(())
+        low = product_dtype or dtype
+        weight, bias = weight.to(low), bias.to(low)
+        total = torch.zeros((), dtype=dtype, device=student.device)
         # In float16 the gradient would overflow here, or underflow once it is divided by M * K.
         gradient = torch.empty(student.shape, dtype=dtype, device=student.device)
         rows = max(CHUNK_ELEMENTS // max(len(weight), 1), 1)
         for s, t, g in zip(student.split(rows), teacher.split(rows), gradient.split(rows)):
-            bits = (F.linear(t.to(dtype), weight, bias) > 0).to(dtype)
-            logits = F.linear(s.to(dtype), weight, bias)
+            bits = (F.linear(t.to(low), weight, bias) > 0).to(dtype)
+            logits = F.linear(s.to(low), weight, bias).to(dtype)
             total += F.binary_cross_entropy_with_logits(logits, bits, reduction="sum")
-            torch.mm(logits.sigmoid_().sub_(bits), weight, out=g)
+            g.copy_(torch.mm(logits.sigmoid_().sub_(bits).to(low), weight))
         ctx.save_for_backward(gradient)
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: BackwardCFunction, upstream: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: BackwardCFunction, upstream: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream, None, None, None
+        return gradient * upstream, None, None, None, None
 
 
 def mimicking_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mgd_det.errors import ConfigError
-from mgd_det.maths.hashing import hashing_loss, mimicking_loss, neighbourhoods, projection
+from mgd_det.maths.hashing import fast_product_dtype, hashing_loss, mimicking_loss, neighbourhoods, projection
 
 from .base import HEAD, Features, Inspect, LossInfo, Method, TapFeatures, TapInfo, levels_at, register_method
 from .settings import choice, module_key, named_taps, number, tap_weights
@@ -102,29 +102,33 @@ class LSH(Method):
         for tap in self.taps:
             levels = levels_at(features, tap)
             adapted = [self.adapters[module_key(tap)](level.student) for level in levels]
-            rows = [_count(level) for level in levels]
-            total = torch.stack(rows).sum().clamp_min(1)
-            for term in self.terms:
-                means = [self._mean(term, tap, s, level) for s, level in zip(adapted, levels)]
-                loss = sum((mean * (n / total) for mean, n in zip(means, rows)), adapted[0].new_zeros(()))
-                losses[f"loss_lsh_{tap}_{term}"] = loss * self.weights[tap]
+            for term, mean in zip(self.terms, self._means(tap, adapted, levels)):
+                losses[f"loss_lsh_{tap}_{term}"] = mean * self.weights[tap]
         return losses
 
-    def _mean(self, term: str, tap: str, student: Tensor, level: TapFeatures) -> Tensor:
-        """Returns one term's mean over the vectors of one level that count."""
-        kernel, mask = self._kernels[tap], None if level.mask is None else level.mask.flatten()
-        weight = self._projection(tap, student.device)
-
-        def compute(student: Tensor) -> Tensor:
-            rows = (neighbourhoods(student, kernel), neighbourhoods(level.teacher.to(student.dtype), kernel))
-            if term == "l2":
-                return mimicking_loss(*rows, mask)
-            return hashing_loss(*rows, weight, weight.new_zeros(len(weight)), mask)
-
+    def _means(self, tap: str, student: Sequence[Tensor], levels: Sequence[TapFeatures]) -> Sequence[Tensor]:
+        """Returns each term's mean over the vectors of all levels that count."""
+        kernel, weight = self._kernels[tap], self._projection(tap, student[0].device)
+        mask = _joined_mask(levels)
+        low = fast_product_dtype(weight.dtype, weight.device)
         # Half precision could not hold the gradient of a mean.
-        wide = student.to(torch.promote_types(student.dtype, torch.float32))
-        loss: Tensor = _DifferentiatedAtOnce.apply(wide, compute)
-        return loss
+        wide = [x.to(torch.promote_types(x.dtype, torch.float32)) for x in student]
+
+        def rows(maps: Sequence[Tensor]) -> Tensor:
+            return torch.cat([neighbourhoods(x, kernel) for x in maps])
+
+        def compute(*student: Tensor) -> list[Tensor]:
+            ours = rows(student)
+            theirs = rows([level.teacher.to(ours.dtype) for level in levels])
+            return [
+                mimicking_loss(ours, theirs, mask)
+                if term == "l2"
+                else hashing_loss(ours, theirs, weight, weight.new_zeros(len(weight)), mask, low)
+                for term in self.terms
+            ]
+
+        means: Sequence[Tensor] = _DifferentiatedAtOnce.apply(compute, *wide)
+        return means
 
     def _projection(self, tap: str, device: torch.device) -> Tensor:
         if self._projections[tap].device != device:
@@ -132,42 +136,52 @@ class LSH(Method):
         return self._projections[tap]
 
 
-def _count(level: TapFeatures) -> Tensor:
-    """Returns the number of vectors that count, a scalar on the features' device."""
-    if level.mask is not None:
-        return level.mask.sum()
-    n, _, height, width = level.student.shape
-    return torch.full((), n * height * width, device=level.student.device)
+def _joined_mask(levels: Sequence[TapFeatures]) -> Tensor | None:
+    """Returns which vectors of all levels count, (M,) bool; None where all do."""
+    if all(level.mask is None for level in levels):
+        return None
+    masks = []
+    for level in levels:
+        n, _, height, width = level.student.shape
+        every = level.student.new_ones(n * height * width, dtype=torch.bool)
+        masks.append(every if level.mask is None else level.mask.flatten())
+    return torch.cat(masks)
 
 
 class _Context(Protocol):
     """The part of torch's context that is used."""
 
     saved_tensors: tuple[Tensor, ...]
+    inputs: int
 
     def save_for_backward(self, *tensors: Tensor) -> None: ...
 
 
 class _DifferentiatedAtOnce(torch.autograd.Function):
-    """A scalar function of a tensor that keeps nothing but its gradient for the backward pass.
+    """Scalar functions of some tensors that keep nothing but their gradients for the backward pass.
 
     Neighbourhoods are nine times the features, and their losses would keep several such tensors.
     """
 
     @staticmethod
-    def forward(ctx: _Context, features: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
-        # Hooks that watch or move what is saved for the backward pass should see the gradient alone.
+    def forward(
+        ctx: _Context, compute: Callable[..., Sequence[Tensor]], *features: Tensor
+    ) -> tuple[Tensor, ...]:
+        # Hooks that watch or move what is saved for the backward pass should see the gradients alone.
         unseen = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
-        with torch.enable_grad(), torch.autocast(features.device.type, enabled=False), unseen:
-            leaf = features.detach().requires_grad_()
-            loss = compute(leaf)
-            (gradient,) = torch.autograd.grad(loss, leaf)
-        # Copy it: the gradient of torch's `unfold` is a view of a storage of the neighbourhoods' size.
-        ctx.save_for_backward(gradient.clone())
-        return loss.detach()
+        with torch.enable_grad(), torch.autocast(features[0].device.type, enabled=False), unseen:
+            leaves = [x.detach().requires_grad_() for x in features]
+            losses = compute(*leaves)
+            gradients = [torch.autograd.grad(loss, leaves, retain_graph=True) for loss in losses]
+        ctx.inputs = len(features)
+        # Copy them: the gradient of torch's `unfold` is a view of a storage of the neighbourhoods' size.
+        ctx.save_for_backward(*(gradient.clone() for of_loss in gradients for gradient in of_loss))
+        return tuple(loss.detach() for loss in losses)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: _Context, upstream: Tensor) -> tuple[Tensor, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * upstream, None
+    def backward(ctx: _Context, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        of_losses = [saved[i : i + ctx.inputs] for i in range(0, len(saved), ctx.inputs)]
+        scaled = ([g * up for g in gradients] for gradients, up in zip(of_losses, upstream))
+        return None, *(torch.stack(parts).sum(0) for parts in zip(*scaled))

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mgd_det.maths.hashing import CHUNK_ELEMENTS, hashing_loss, mimicking_loss, neighbourhoods, projection
+from mgd_det.maths.hashing import (
+    CHUNK_ELEMENTS,
+    fast_product_dtype,
+    hashing_loss,
+    mimicking_loss,
+    neighbourhoods,
+    projection,
+)
 
 PROPERTY = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 SEEDS = st.integers(0, 9999)
@@ -391,3 +398,27 @@ class TestNeighbourhoods:
     def test_refuse_other_features_and_kernels(self, shape: tuple[int, ...], kernel: int) -> None:
         with pytest.raises(ValueError, match="an odd kernel, got"):
             neighbourhoods(torch.zeros(shape), kernel)
+
+
+def test_products_in_bfloat16_change_less_than_other_directions_would():
+    """With 4096 hashes of neighbourhoods of 64 channels after a ReLU."""
+    teacher = normal(0, 64, 576).relu()
+    found = []
+    for seed, low in ((0, None), (0, torch.bfloat16), (1, None)):
+        student = (teacher + normal(1, 64, 576).relu()).requires_grad_()
+        weight = projection(4096, 576, 576**-0.5, seed)
+        loss = hashing_loss(student, teacher, weight, torch.zeros(4096), product_dtype=low)
+        loss.backward()
+        found.append((loss.item(), student.grad))
+    (exact, gradient), (rounded, of_rounded), (_, of_others) = found
+    assert rounded == pytest.approx(exact, rel=1e-3)
+    assert (of_rounded - gradient).norm() < 0.05 * gradient.norm()
+    assert (of_others - gradient).norm() > 0.3 * gradient.norm()
+
+
+def test_what_products_are_computed_in():
+    cpu = torch.device("cpu")
+    for dtype in (torch.float64, torch.bfloat16, torch.float16):
+        assert fast_product_dtype(dtype, cpu) == dtype
+    has_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    assert fast_product_dtype(torch.float32, cpu) == (torch.bfloat16 if has_avx512 else torch.float32)

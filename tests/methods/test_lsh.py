@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from mgd_det.config import add_mgd_config
 from mgd_det.errors import ConfigError
-from mgd_det.maths.hashing import hashing_loss, mimicking_loss, neighbourhoods, projection
+from mgd_det.maths.hashing import fast_product_dtype, hashing_loss, mimicking_loss, neighbourhoods, projection
 from mgd_det.methods import HeadInfo, LossInfo, TapFeatures, TapInfo
 from mgd_det.methods.lsh import LSH, SEED
 
@@ -45,7 +45,14 @@ def direct(method: LSH, tap: str, student: torch.Tensor, teacher: torch.Tensor) 
     return {
         f"loss_lsh_{tap}_l2": pytest.approx(mimicking_loss(student, teacher).item(), rel=1e-6),
         f"loss_lsh_{tap}_hash": pytest.approx(
-            hashing_loss(student, teacher, weight, torch.zeros(len(weight))).item(), rel=1e-6
+            hashing_loss(
+                student,
+                teacher,
+                weight,
+                torch.zeros(len(weight)),
+                product_dtype=fast_product_dtype(torch.float32, weight.device),
+            ).item(),
+            rel=1e-6,
         ),
     }
 
@@ -154,7 +161,8 @@ def test_gradients_are_those_of_the_rows(masked):
         if term == "l2":
             expected = mimicking_loss(*rows, counts)
         else:
-            expected = hashing_loss(*rows, weight, torch.zeros(HASHES), counts)
+            low = fast_product_dtype(torch.float32, weight.device)
+            expected = hashing_loss(*rows, weight, torch.zeros(HASHES), counts, low)
         (3 * expected).backward()
         assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
         assert all(torch.allclose(x.grad, y.grad, atol=1e-6) for x, y in zip(ours, theirs))
