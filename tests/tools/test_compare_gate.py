@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import compare
 import pytest
 import yaml
 from comparing.evaluations import EvaluationProcess, plan_evaluations
@@ -63,6 +64,16 @@ def test_a_gate_that_is_not_passed(teacher, once, twice, halves):
 def test_bad_gates(changes, message, tmp_path, capsys, monkeypatch):
     gate = {key: value for key, value in {**GATE, **changes}.items() if value is not None}
     assert message in error_of(capsys, monkeypatch, experiment(tmp_path, arms=ARMS, gate=gate))
+
+
+def test_the_experiment_in_the_help_can_be_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    example = compare.EXAMPLES.split("at the repository:\n")[1].split('"{seed}" is')[0]
+    path = tmp_path / "experiment.yaml"
+    path.write_text(example)
+    read = read_experiment(path)
+    assert read.gate == Gate("demo_val", "student alone, twice as long", 0.5, 5)
+    assert [arm.name for arm in read.arms if arm.published] == ["mgd, with figures of others beside its own"]
 
 
 def test_a_gate_needs_a_teacher(tmp_path, capsys, monkeypatch):
