@@ -2,8 +2,9 @@
 """Measure what distilling costs: steps, losses, matching, memory, data; as ratios taken in one run.
 
 The floor of a distilled step is the student's own step and the part of the teacher's forward pass that the
-taps need. Networks have random weights and images are noise, so nothing is downloaded; all that is compared
-is run in turn, so that whatever else slows the machine down slows all of it down.
+taps need. Networks have random weights and images are noise, so nothing is downloaded; the solver, whose time
+depends on its numbers, gets costs of features of scikit-learn's photographs. All that is compared is run in
+turn, so that whatever else slows the machine down slows all of it down.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Optional
 import torch
 from _checkout import ROOT
 from benchmarking.overlap import teacher_overlap
-from benchmarking.parts import loader_share, pooled_loss, re_solve, teacher_ways, use_photos
+from benchmarking.parts import feature_costs, loader_share, pooled_loss, re_solve, teacher_ways, use_photos
 from benchmarking.report import document, lines
 from benchmarking.steps import PROCESSES, Bench, method_losses, method_steps, peak_memory, tap_growth
 from commandline import Figures, argument_parser, bad_input_in_one_line, circumstances_in_words, say
@@ -77,6 +78,11 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=20, metavar="R", help="of everything (default: 20)")
     parser.add_argument(
         "--photos", action="store_true", help="read scikit-learn's photographs instead of the training set"
+    )
+    parser.add_argument(
+        "--trained",
+        action="store_true",
+        help="solve: with the weights that the config names, not random ones",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="add the figures to the records there")
     parser.add_argument(
@@ -142,7 +148,9 @@ def measure(args: argparse.Namespace) -> Figures:
     if {"loss", COMPILED} & set(args.only):
         found["loss"] = pooled_loss(device, args.runs, dtype, COMPILED in args.only)
     if "solve" in args.only:
-        found["solve"] = re_solve(args.runs)
+        with tempfile.TemporaryDirectory() as folder:
+            costs = feature_costs(cfg, Path(folder), args.trained)
+        found["solve"] = re_solve(costs, args.runs)
     wanted = set(args.only) - {"loss", COMPILED, "solve"}
     return {**found, **measure_networks(args, cfg, wanted, dtype)} if wanted else found
 

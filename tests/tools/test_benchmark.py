@@ -12,7 +12,7 @@ import torch
 from benchmark import read_records, write_record
 from benchmarking import parts
 from benchmarking.overlap import beside_floor, teacher_overlap
-from benchmarking.parts import Size, loader_share, one_size, re_solve, use_photos
+from benchmarking.parts import Size, feature_costs, loader_share, one_size, re_solve, use_photos
 from benchmarking.report import document, lines, not_run
 from benchmarking.steps import Bench, gradient_share, matching_shares, method_losses, random_batch
 from benchmarking.timing import Timing, in_turn
@@ -75,9 +75,19 @@ def test_the_report_says_where_a_compiled_form_is_near_the_kernel():
 
 
 def test_solves_the_matrices_asked_for():
-    (row,) = re_solve(1, [(4, 8)])
-    assert row["matrix"] == [4, 8]
-    assert row["ratio"]["minimum"] > 0
+    costs = {"wide": torch.rand(4, 8), "narrow": torch.rand(6, 3)}
+    rows = re_solve(costs, 1)
+    assert [(row["tap"], row["matrix"]) for row in rows] == [("wide", [4, 8]), ("narrow", [6, 3])]
+    assert all(row["ratio"]["minimum"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_costs_are_those_of_the_networks_on_photographs(trained, mgd_cfg, tmp_path):
+    mgd_cfg.DISTILL.MGD.TAPS = ["res3"]
+    (cost,) = feature_costs(mgd_cfg, tmp_path, trained).values()
+    assert cost.shape == (128, 256)
+    assert 0 < cost.min() < cost.max() < 4
+    assert (tmp_path / "teacher.pth").exists() is not trained
 
 
 def test_images_of_a_batch_differ_in_size_and_have_their_boxes_inside():

@@ -5,33 +5,34 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import torch
-from benchmarking.steps import OBJECTS, random_batch
+from benchmarking.steps import OBJECTS, Bench, random_batch
 from benchmarking.timing import Job, in_turn
 from commandline import Figures
 from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from mgd_det.checkpoint.checkpointer import ReportingCheckpointer
 from mgd_det.data.datasets import register_datasets
 from mgd_det.engine.trainer import Trainer
 from mgd_det.maths import kernels
 from mgd_det.maths.kernels import eager
 from mgd_det.maths.losses import partial_l2, pooled_partial_l2
-from mgd_det.maths.matching import assign_groups
+from mgd_det.maths.matching import assign_groups, channel_cost
 from mgd_det.maths.reducers import absolute_max
-from mgd_det.modeling.taps import student_and_teacher_names
+from mgd_det.modeling.tapped import inference_inputs
+from mgd_det.modeling.taps import evaluating, student_and_teacher_names
 from mgd_det.modeling.teacher import TeacherSpec
-
-MATRICES = ((64, 256), (128, 512), (256, 1024), (512, 2048), (1024, 4096))
 
 
 class Size(NamedTuple):
@@ -152,15 +153,45 @@ def loss_jobs(
     return jobs
 
 
-def re_solve(runs: int, matrices: Sequence[tuple[int, int]] = MATRICES) -> list[Figures]:
-    """Time assign_groups beside scipy's solver, on one square matrix of random features' cosine distances."""
+def feature_costs(cfg: CfgNode, folder: Path, trained: bool) -> dict[str, Tensor]:
+    """Returns the matching costs of `mgd` at its taps, (Cs, Ct) each, from features of photographs.
+
+    How long a solver takes depends on the costs, and those of features are unlike random matrices.
+
+    Args:
+        cfg: of the run.
+        folder: for random weights of the teacher.
+        trained: take the weights that the config names; otherwise both networks have random ones.
+    """
+    from sklearn.datasets import load_sample_images  # no part of what this package needs
+
+    photos = [torch.from_numpy(image.copy()).permute(2, 0, 1) for image in load_sample_images().images]
+    if trained:
+        cfg = cfg.clone()
+        cfg.DISTILL.ENABLED, cfg.DISTILL.METHODS = True, ["mgd"]
+        model: Any = build_model(cfg)
+        ReportingCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    else:
+        model = Bench(cfg, "mgd", folder, 1, (64, 64), None).model
+    batch = model.to_device(inference_inputs(photos))
+    names = [student_and_teacher_names(tap)[0] for tap in model.taps]
+    with torch.no_grad(), evaluating(model.student):
+        features = model.pair(model.tapped.features(batch, names), batch)
+    return {tap: channel_cost(maps.student, maps.teacher, maps.mask).cpu() for tap, maps in features.items()}
+
+
+def re_solve(costs: Mapping[str, Tensor], runs: int) -> list[Figures]:
+    """Time assign_groups beside scipy's solver alone, on the square matrix that it is given.
+
+    Args:
+        costs: (Cs, Ct) by tap, where Cs divides Ct or Ct divides Cs.
+        runs: of everything; a fifth of them is made.
+    """
     rows = []
-    for students, teachers in matrices:
-        generator = torch.Generator().manual_seed(students)
-        sides = (torch.randn(n, 64, generator=generator) for n in (students, teachers))
-        student, teacher = (torch.nn.functional.normalize(side, dim=1) for side in sides)
-        cost = 2 - 2 * student @ teacher.T
-        square = np.tile(cost.double().numpy(), (teachers // students, 1))
+    for tap, cost in costs.items():
+        students, teachers = cost.shape
+        repeats = (max(teachers // students, 1), max(students // teachers, 1))
+        square = np.tile(cost.double().numpy(), repeats)
         jobs: dict[str, Job] = {
             "solver": lambda square=square: linear_sum_assignment(square),  # type: ignore[misc]
             "re-solve": lambda cost=cost: assign_groups(cost),  # type: ignore[misc]
@@ -168,6 +199,7 @@ def re_solve(runs: int, matrices: Sequence[tuple[int, int]] = MATRICES) -> list[
         seconds = in_turn(jobs, max(runs // 5, 3), torch.device("cpu"), warm_up=1)
         rows.append(
             {
+                "tap": tap,
                 "matrix": [students, teachers],
                 "solver_seconds": seconds["solver"].minimum,
                 "ratio": seconds["re-solve"].over(seconds["solver"])._asdict(),
