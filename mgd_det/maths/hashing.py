@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction, once_differentiable
 from torch.nn import functional as F
 
-CHUNK_ELEMENTS = 2**22  # elements of (rows, K) held at a time: 1024 rows at K = 4096, 16 MiB in float32
+# Elements of (rows, K) held at a time, on a CPU as many as its caches hold: 256 rows at K = 4096, or 4 MiB.
+CHUNK_ELEMENTS = 2**20
+GPU_CHUNK_ELEMENTS = 2**22  # larger ones keep a GPU busy
 
 
 def projection(num_hashes: int, length: int, std: float, seed: int) -> Tensor:
@@ -43,7 +45,7 @@ def hashing_loss(
     """Compute the cross entropy of the student's projections against the teacher's hash bits.
 
     The bits are `1[W t + b > 0]` and the student's logits are `W s + b`; the mean is over hashes and rows.
-    Memory beyond that of the features is bounded by `CHUNK_ELEMENTS`, not by M * K.
+    Memory beyond that of the features is bounded by the chunks in which it is computed, not by M * K.
 
     Args:
         student: (M, D), any float dtype; the loss is computed in float32 or wider, under autocast too.
@@ -112,7 +114,8 @@ class _SummedCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=dtype, device=student.device)
         # In float16 the gradient would overflow here, or underflow once it is divided by M * K.
         gradient = torch.empty(student.shape, dtype=dtype, device=student.device)
-        rows = max(CHUNK_ELEMENTS // max(len(weight), 1), 1)
+        elements = CHUNK_ELEMENTS if student.device.type == "cpu" else GPU_CHUNK_ELEMENTS
+        rows = max(elements // max(len(weight), 1), 1)
         for s, t, g in zip(student.split(rows), teacher.split(rows), gradient.split(rows)):
             bits = (F.linear(t.to(low), weight, bias) > 0).to(dtype)
             logits = F.linear(s.to(low), weight, bias).to(dtype)
