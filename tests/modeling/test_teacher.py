@@ -222,6 +222,13 @@ def test_every_method_takes_smaller_images_or_refuses_them(method, mgd_cfg, labe
     assert all(0 < losses[name].item() < 1e4 for name in model.losses)
 
 
+def test_class_maps_refuse_smaller_images_as_other_predictions_do(mgd_cfg):
+    mgd_cfg.DISTILL.METHODS, mgd_cfg.DISTILL.TEACHER.SCALE = ["cwd"], 0.6
+    mgd_cfg.DISTILL.CWD.TAPS = ["p3", "classes"]
+    with pytest.raises(ConfigError, match=r"SCALE = 0\.6: cwd compares predictions"):
+        build_model(mgd_cfg)
+
+
 @pytest.fixture
 def compiler_cache(tmp_path, monkeypatch):
     """Nothing compiled before, in this process or another."""
