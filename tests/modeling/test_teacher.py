@@ -183,6 +183,12 @@ def test_the_first_batch_chooses_and_a_resumed_run_keeps_the_choice(mgd_cfg, lab
     assert plain.teacher.dtype == torch.float32  # what is set counts
     assert "teacher_way" not in plain.distill_state()
 
+    mgd_cfg.merge_from_list(["DISTILL.TEACHER.DTYPE", "float32"])
+    mgd_cfg.DISTILL.TEACHER.CHANNELS_LAST = "auto"
+    half_set = build_model(mgd_cfg)
+    half_set.load_distill_state({**state, "teacher_way": {"dtype": "bfloat16", "channels_last": True}})
+    assert "teacher_way" not in half_set.distill_state()  # and so is the memory order, which is chosen anew
+
 
 def test_smaller_images_are_what_a_teacher_would_see_alone(teacher_run, images):
     """64 x 96 and 96 x 64 at 0.6 are 38 x 58 and 58 x 38, no multiples of any stride."""
