@@ -25,6 +25,9 @@ examples:
   tools/cut_labels.py mine/train.json --share 0.1 --seed 7 --out few
 """
 
+# Keys that every entry of these lists must have.
+NEEDED = {"images": {"id", "file_name"}, "annotations": {"image_id"}}
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argument_parser(__doc__, EXAMPLES)
@@ -47,6 +50,9 @@ def cut(args: argparse.Namespace) -> None:
         raise ConfigError("--share", args.share, "not between 0 and 1", "Give one such as 0.25.")
     coco = read(args.annotations)
     labelled, rest = split(coco, args.share, args.seed)
+    if not (labelled["images"] and rest["images"]):
+        problem = f"of {len(coco['images'])} images leaves one of the parts empty"
+        raise ConfigError("--share", args.share, problem, "Give another, such as 0.25.")
     folder = args.out or args.annotations.parent
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in {"labelled": labelled, "rest": rest}.items():
@@ -66,10 +72,12 @@ def read(path: Path) -> dict[str, Any]:
         coco = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError("FILE.json", str(path), f"cannot be read ({error})", remedy) from error
-    if not isinstance(coco, dict) or not all(
-        isinstance(coco.get(k), list) for k in ("images", "annotations")
-    ):
+    if not isinstance(coco, dict) or not all(isinstance(coco.get(k), list) for k in NEEDED):
         raise ConfigError("FILE.json", str(path), "has no lists 'images' and 'annotations'", remedy)
+    for kind, keys in NEEDED.items():
+        if not all(isinstance(entry, dict) and keys <= entry.keys() for entry in coco[kind]):
+            problem = f"has {kind} without {' or '.join(sorted(keys))}"
+            raise ConfigError("FILE.json", str(path), problem, remedy)
     return coco
 
 

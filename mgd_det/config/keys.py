@@ -182,8 +182,8 @@ def _add_teacher(cfg: CfgNode) -> None:
     # that a weight means the same. In the others the student learns from its task alone.
     cfg.DISTILL.TEACHER.EVERY = 1
     # The teacher sees the images with their sides multiplied by this factor, from above 0 to 1.0, and its
-    # features are resized to the size that the student's have. "logits" and "crosskd" with RetinaNet or FCOS
-    # need 1.0. The teacher's own evaluations see the images in full size.
+    # features are resized to the size that the student's have. With RetinaNet or FCOS, "logits", "crosskd"
+    # and "cwd" at the tap "classes" need 1.0. The teacher's own evaluations see the images in full size.
     cfg.DISTILL.TEACHER.SCALE = 1.0
     # The precision that the teacher computes in: "float32", "float16" or "bfloat16". If empty, it is that
     # of the training. With "auto" all of them are timed on the first batch, and the fastest one is taken

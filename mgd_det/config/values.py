@@ -58,8 +58,10 @@ class Range:
     open_below: bool = False
     hint: str = ""  # replaces the remedy where there is more to say than the range
 
-    def problem(self, value: float) -> str:
+    def problem(self, value: float | None) -> str:
         """Returns what is wrong with a value, or "" if nothing is."""
+        if value is None:  # which yacs takes for any value
+            return "not a number"
         if value < self.low:
             return f"less than {self.low}"
         if self.high == math.inf and not math.isfinite(value):
@@ -82,8 +84,10 @@ class WholeNumbers:
 
     remedy: str = "Give a list like [5000, 10000]."
 
-    def problem(self, value: Sequence[object]) -> str:
+    def problem(self, value: Sequence[object] | None) -> str:
         """Returns what is wrong with a value, or "" if nothing is."""
+        if value is None:
+            return "not a list"
         return "" if all(isinstance(x, int) for x in value) else "not all are whole numbers"
 
 
@@ -181,6 +185,7 @@ def check_run_values(cfg: CfgNode, num_processes: int = 1) -> None:
     check_values(cfg)
     _check_table(cfg, RUN_VALUES)
     _check_steps(cfg)
+    _check_teacher_every(cfg)
     _check_sampler(cfg)
     _check_best(cfg)
     _check_batch(cfg, num_processes)
@@ -226,6 +231,15 @@ def _check_steps(cfg: CfgNode) -> None:
     if not all(isinstance(step, int) and step > 0 for step in steps) or list(steps) != sorted(set(steps)):
         problem = "not iterations in ascending order"
         raise ConfigError("SOLVER.STEPS", steps, problem, "Give them like (60000, 80000).")
+
+
+def _check_teacher_every(cfg: CfgNode) -> None:
+    """Check that the teacher runs more than once, with a weight that is meant for all iterations together."""
+    every, stop = cfg.DISTILL.TEACHER.EVERY, cfg.DISTILL.SCHEDULE.STOP_ITER
+    end = min(cfg.SOLVER.MAX_ITER, stop or math.inf)
+    if cfg.DISTILL.ENABLED and every > 1 and every >= end:
+        problem = f"of the {end} iterations with distillation, the teacher would run in the first one alone"
+        raise ConfigError("DISTILL.TEACHER.EVERY", every, problem, "Give a smaller number, such as 4.")
 
 
 def _check_decay(cfg: CfgNode) -> None:

@@ -69,9 +69,22 @@ def restore_hyperparameters(optimizer: torch.optim.Optimizer, given: Sequence[di
                 changed.setdefault(key, (group[key], value))
             if key != "lr":
                 group[key] = value
+    _place_step_counts(optimizer)
     for key, (before, now) in changed.items():
         logger.warning("--resume: %s of the optimiser changes from %s to %s", key, before, now)
     return "initial_lr" in changed
+
+
+def _place_step_counts(optimizer: torch.optim.Optimizer) -> None:
+    """Move the step counts that a fused step reads to the parameters' device; others are kept on the CPU.
+
+    Loading moves them only if the step that wrote the state was fused, too.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("fused") else ():
+            state = optimizer.state.get(parameter, {})
+            if "step" in state:
+                state["step"] = state["step"].to(parameter.device)
 
 
 def optimizer_name(cfg: CfgNode) -> str:

@@ -495,9 +495,11 @@ class DistilledDetector(ModuleWithProperties):
         self._check_preprocessing(state.pop(PREPROCESSING_KEY, None))
         then, now = state.pop(TEACHER_KEY, None), None if self.teacher is None else self.teacher.digest
         another_teacher = bool(then and now and then != now)
-        way = state.pop(WAY_KEY, None)
-        if way and self.teacher_spec.chooses and not another_teacher:
-            self._use_way(Way(**way))
+        way, spec = state.pop(WAY_KEY, None), self.teacher_spec
+        if way and spec.chooses and not another_teacher:
+            chosen = Way(**way)
+            if chosen in ways(spec.dtype, spec.channels_last, self.device):
+                self._use_way(chosen)
         if not self.resume_fresh:
             if another_teacher:
                 key, value = "DISTILL.TEACHER.WEIGHTS", self.teacher_spec.weights_path()

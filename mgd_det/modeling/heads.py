@@ -77,7 +77,7 @@ class DenseHead:
         self.strides = [shapes[name].stride for name in self.in_features]
 
     def info(self) -> TapInfo:
-        """Returns the properties of both taps."""
+        """Returns the properties of the taps in it."""
         detector, weight = self.detector, self.head.cls_score.weight
         return TapInfo(
             channels=weight.shape[1],
@@ -133,7 +133,7 @@ class DenseHead:
             taps: names of taps in the head.
             student: not used; see :meth:`ProposalHead.run`.
             resizing: of the images that the features were computed from; None: they have their full size.
-                What is returned belongs to the full size, except for predictions.
+                What is returned belongs to the full size, except for what :func:`needs_full_size` names.
         """
         maps = [features[name] for name in self.in_features]
         whole = PREDICTIONS in taps or CROSS_PREDICTIONS in taps
@@ -366,7 +366,8 @@ def needs_full_size(detector: nn.Module, tap: str) -> bool:
 
     An anchor or a point of a dense head stands for objects of its own sizes, which are others there.
     """
-    return tap in (PREDICTIONS, CROSS_PREDICTIONS) and isinstance(find_head(detector), DenseHead)
+    needing = (PREDICTIONS, CLASS_MAPS, CROSS_PREDICTIONS)
+    return tap in needing and isinstance(find_head(detector), DenseHead)
 
 
 def _has(module: nn.Module, *names: str) -> bool:

@@ -64,9 +64,10 @@ def suggest_weights(cfg: CfgNode, iterations: int) -> None:
     cfg.defrost()
     cfg.DISTILL.EXACT_RESUME = False
     cfg.DISTILL.STRENGTH, cfg.DISTILL.GRADIENT_PERIOD = 0.0, max(1, iterations // MEASUREMENTS)
-    for key in cfg.DISTILL.SCHEDULE:  # a factor on the losses would hide their weights
+    # Factors on the losses would hide their weights.
+    for key in cfg.DISTILL.SCHEDULE:
         cfg.DISTILL.SCHEDULE[key] = 0
-    cfg.DISTILL.TEACHER.EVERY = 1  # so would this one
+    cfg.DISTILL.EXPERIMENT.DECAY_ITER, cfg.DISTILL.TEACHER.EVERY = 0, 1
     cfg.freeze()
     for name in ("fvcore", "detectron2"):
         setup_logger(distributed_rank=comm.get_rank(), name=name)

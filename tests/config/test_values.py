@@ -30,7 +30,9 @@ def test_the_defaults_are_allowed(cfg):
         ("DISTILL.MATCHING.MODE", "later", "'later': unknown. Choose one of 'pass', 'online'."),
         ("DISTILL.MATCHING.ONLINE_EVERY", 0, "0: less than 1. Give a number of at least 1."),
         ("DISTILL.MATCHING.ITERATIONS", [1, "two"], r"\[1, 'two'\]: not all are whole numbers. Give a list"),
+        ("DISTILL.MATCHING.ITERATIONS", None, "None: not a list. Give a list"),
         ("DISTILL.TEACHER.EVERY", 0, "0: less than 1. 1 runs the teacher in every iteration."),
+        ("DISTILL.TEACHER.EVERY", None, "None: not a number. 1 runs the teacher in every iteration."),
         ("DISTILL.TEACHER.SCALE", 0.0, r"0.0: not in \(0, 1\]. Give a number above 0.0, up to 1.0."),
         ("DISTILL.TEACHER.SCALE", 1.5, r"1.5: not in \(0, 1\]"),
         ("DISTILL.TEACHER.DTYPE", "int8", r"'int8': unknown. Choose one of '', 'float32', .*, 'auto'."),
@@ -86,6 +88,23 @@ def test_a_network_of_torchvision_that_no_builder_would_use(cfg):
     with pytest.raises(ConfigError, match=message):
         check_run_values(cfg)
     cfg.MODEL.BACKBONE.NAME = "build_retinanet_torchvision_fpn_backbone"
+    check_run_values(cfg)
+
+
+@pytest.mark.parametrize(
+    ("every", "length", "stop", "end"), [(100, 100, 0, 100), (5, 100, 4, 4), (5, 6, 0, None), (1, 1, 0, None)]
+)
+def test_the_teacher_runs_more_than_once(cfg, every, length, stop, end):
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS = length, ()
+    cfg.DISTILL.TEACHER.EVERY, cfg.DISTILL.SCHEDULE.STOP_ITER = every, stop
+    if end is None:
+        check_run_values(cfg)
+        return
+    with pytest.raises(
+        ConfigError, match=rf"EVERY = {every}: of the {end} iterations .* the first one alone"
+    ):
+        check_run_values(cfg)
+    cfg.DISTILL.ENABLED = False  # no teacher runs at all
     check_run_values(cfg)
 
 

@@ -85,6 +85,19 @@ def test_adamw_is_fused_where_no_loss_scale_comes_between_it_and_clipping(precis
     assert optimizer.param_groups[0]["fused"] is fused
 
 
+def test_a_fused_step_finds_the_step_counts_of_one_that_was_not():
+    """On the meta device, which stands for a GPU; torch makes no fused optimiser there."""
+    parameter = nn.Parameter(torch.zeros(2, device="meta"))
+    optimizer = torch.optim.AdamW([parameter], lr=0.1)
+    moment = torch.zeros(2, device="meta")
+    optimizer.state[parameter] = {"step": torch.tensor(7.0), "exp_avg": moment, "exp_avg_sq": moment}
+    before = optimizer.state_dict()
+    for fused, device in ((False, "cpu"), (True, "meta")):
+        optimizer.load_state_dict(before)
+        restore_hyperparameters(optimizer, [{"fused": fused}])
+        assert optimizer.state[parameter]["step"].device.type == device
+
+
 def test_gradients_are_clipped_before_a_fused_step(student_cfg):
     student_cfg.SOLVER.OPTIMIZER, student_cfg.SOLVER.CLIP_GRADIENTS.ENABLED = "AdamW", True
     student_cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.5

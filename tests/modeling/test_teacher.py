@@ -183,6 +183,12 @@ def test_the_first_batch_chooses_and_a_resumed_run_keeps_the_choice(mgd_cfg, lab
     assert plain.teacher.dtype == torch.float32  # what is set counts
     assert "teacher_way" not in plain.distill_state()
 
+    mgd_cfg.merge_from_list(["DISTILL.TEACHER.DTYPE", "float32"])
+    mgd_cfg.DISTILL.TEACHER.CHANNELS_LAST = "auto"
+    half_set = build_model(mgd_cfg)
+    half_set.load_distill_state({**state, "teacher_way": {"dtype": "bfloat16", "channels_last": True}})
+    assert "teacher_way" not in half_set.distill_state()  # and so is the memory order, which is chosen anew
+
 
 def test_smaller_images_are_what_a_teacher_would_see_alone(teacher_run, images):
     """64 x 96 and 96 x 64 at 0.6 are 38 x 58 and 58 x 38, no multiples of any stride."""
@@ -220,6 +226,13 @@ def test_every_method_takes_smaller_images_or_refuses_them(method, mgd_cfg, labe
         losses = model(labelled)
         sum(losses.values()).backward()
     assert all(0 < losses[name].item() < 1e4 for name in model.losses)
+
+
+def test_class_maps_refuse_smaller_images_as_other_predictions_do(mgd_cfg):
+    mgd_cfg.DISTILL.METHODS, mgd_cfg.DISTILL.TEACHER.SCALE = ["cwd"], 0.6
+    mgd_cfg.DISTILL.CWD.TAPS = ["p3", "classes"]
+    with pytest.raises(ConfigError, match=r"SCALE = 0\.6: cwd compares predictions"):
+        build_model(mgd_cfg)
 
 
 @pytest.fixture

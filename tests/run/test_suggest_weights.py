@@ -73,6 +73,7 @@ def test_the_command_suggests_the_same_whatever_the_weights_are_and_writes_nothi
     mgd_cfg.DISTILL.IMITATION.TAPS = ["p3"]
     mgd_cfg.SEED = 3
     mgd_cfg.DISTILL.SCHEDULE.WARMUP_ITERS = 100  # would make the first losses zero
+    mgd_cfg.DISTILL.EXPERIMENT.DECAY_ITER, mgd_cfg.DISTILL.SCHEDULE.STOP_ITER = 200, 300
     (tmp_path / "run.yaml").write_text(mgd_cfg.dump())
     command = (TRAIN_NET, "--config-file", tmp_path / "run.yaml", "--num-gpus", 0, "--suggest-weights", 1)
     other = ["DISTILL.MGD.LOSS_WEIGHTS", "[0.2, 5, 60]", "DISTILL.LOGITS.WEIGHT", "0.01"]

@@ -160,6 +160,8 @@ def test_curves_have_the_iterations_that_all_seeds_have():
         "mgd": [Point(1000, 5.0, None)],
     }
     assert curves(records[2:], ["mgd"]) == {}
+    early = record("mgd", 2, 6.0)  # of a version that kept the last AP alone
+    assert curves([*records, early], ["mgd"]) == {}
 
 
 def test_the_picture_shows_the_curves_if_there_are_any(tmp_path):

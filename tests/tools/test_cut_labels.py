@@ -63,6 +63,9 @@ def test_both_files_are_written_beside_the_one_they_come_from(tmp_path, capsys):
     [
         ("{}", "0.5", "FILE.json = .*has no lists"),
         ("[", "0.5", "FILE.json = .*cannot be read"),
+        ('{"images": [1], "annotations": []}', "0.5", "images without file_name or id"),
+        ('{"images": [], "annotations": [{}]}', "0.5", "annotations without image_id"),
+        (json.dumps(coco(8)), "0.01", "--share = 0.01: of 8 images leaves one of the parts empty"),
         ("{}", "1.5", "--share = 1.5: not between 0 and 1"),
         ("{}", "nan", "--share = nan: not between 0 and 1"),
     ],

@@ -25,7 +25,7 @@ def curves(records: Sequence[Record], arms: Iterable[str]) -> dict[str, list[Poi
     """
     if all(len(record.get("AP_by_iteration", ())) < 2 for record in records):
         return {}
-    found = {arm: curve([r["AP_by_iteration"] for r in records if r["arm"] == arm]) for arm in arms}
+    found = {arm: curve([r.get("AP_by_iteration", {}) for r in records if r["arm"] == arm]) for arm in arms}
     return {arm: points for arm, points in found.items() if points}
 
 

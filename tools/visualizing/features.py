@@ -60,10 +60,12 @@ def collect(
         with evaluating(student):
             ours = tapped.run([{"image": image}], [s for s, _ in names]).features
         theirs = teacher.features([image], cfg.INPUT.FORMAT, [t for _, t in names])
+        resizing = teacher.resizing([image])
         maps = {}
         for (tap, matching), (s, t) in zip(state.taps.items(), names):
-            pair = pair_maps(ours[s], theirs[t], [image], strides[s])
             stride = strides[s]
+            in_full_size = theirs[t] if resizing is None else resizing.features(theirs[t], stride)
+            pair = pair_maps(ours[s], in_full_size, [image], stride)
             teacher_maps, target, student_maps = tap_maps(
                 pair, matching, state.settings["DISTILL.MGD.REDUCER"]
             )
