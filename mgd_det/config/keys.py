@@ -186,8 +186,9 @@ def _add_teacher(cfg: CfgNode) -> None:
     # and "cwd" at the tap "classes" need 1.0. The teacher's own evaluations see the images in full size.
     cfg.DISTILL.TEACHER.SCALE = 1.0
     # The precision that the teacher computes in: "float32", "float16" or "bfloat16". If empty, it is that
-    # of the training. With "auto" all of them are timed on the first batch, and the fastest one is taken
-    # whose features differ from those in float32 by at most 2% at every tap (in the Euclidean norm).
+    # of the training. With "auto" they are timed on the first batch (on a CPU without float16), and the
+    # fastest one is taken whose features differ from those in float32 by at most 2% at every tap (in the
+    # Euclidean norm).
     cfg.DISTILL.TEACHER.DTYPE = ""
     # If True, the teacher's weights and features are kept in channels_last order, which is faster on some
     # devices. If "auto", the first batch decides, as with DTYPE; both may be "auto". If None, as False.
