@@ -16,7 +16,7 @@ import visualize
 from helpers.commands import ROOT
 from helpers.detectors import small_config
 from visualizing import detections, matching, runs
-from visualizing.features import TapMaps, best_learnt_channel
+from visualizing.features import TapMaps, best_learnt_channel, collect
 from visualizing.matching import close_up, draw_updates, in_words
 from visualizing.page import Missing, Section, write_page
 from visualizing.runs import Box
@@ -260,6 +260,19 @@ def test_pictures_say_what_the_checkpoint_holds(trained, report):
     logged = [json.loads(line) for line in (trained["mgd"] / "metrics.json").read_text().splitlines()]
     [last] = [line["mgd_res4/match_cost"] for line in logged if "mgd_res4/match_cost" in line]
     assert f"res4 {last:.2f}" in alts
+
+
+def test_features_of_smaller_images_are_shown_over_the_whole_image(trained):
+    (run,) = runs.open_runs([("--run", trained["mgd"])], None)
+    state = matching.read_matching(run, matching.read_checkpoint(run))
+    samples = runs.find_images(run, 1).samples
+    student, teacher = runs.load_run_student(run, run.cfg), runs.load_run_teacher(run)
+    (whole,) = collect(student, teacher, run.cfg, state, samples)
+    teacher.scale = 0.5
+    (half,) = collect(student, teacher, run.cfg, state, samples)
+    for tap in whole:
+        assert half[tap].teacher.shape == whole[tap].teacher.shape
+        assert torch.equal(half[tap].student, whole[tap].student)
 
 
 def test_updates_go_from_the_first_to_the_last():
