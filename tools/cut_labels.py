@@ -56,7 +56,8 @@ def cut(args: argparse.Namespace) -> None:
     folder = args.out or args.annotations.parent
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in {"labelled": labelled, "rest": rest}.items():
-        path = folder / f"{args.annotations.stem}_{100 * args.share:g}_{name}.json"
+        drawn = f"{100 * args.share:g}" + (f"_seed{args.seed}" if args.seed else "")
+        path = folder / f"{args.annotations.stem}_{drawn}_{name}.json"
         path.write_text(json.dumps(part), encoding="utf-8")
         say(f"{path}: {len(part['images'])} images, {len(part['annotations'])} annotations")
 

@@ -58,6 +58,16 @@ def test_both_files_are_written_beside_the_one_they_come_from(tmp_path, capsys):
     assert "train_25_rest.json: 6 images, 12 annotations" in capsys.readouterr().out
 
 
+def test_the_files_of_another_seed_have_other_names(tmp_path):
+    (tmp_path / "train.json").write_text(json.dumps(coco(8)))
+    cut_labels.main([str(tmp_path / "train.json"), "--share", "0.25", "--seed", "7"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "train.json",
+        "train_25_seed7_labelled.json",
+        "train_25_seed7_rest.json",
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "share", "message"),
     [
