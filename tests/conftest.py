@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -17,6 +18,13 @@ from helpers.detectors import small_config
 
 from mgd_det.engine.trainer import Trainer
 from mgd_det.rng import isolated_rng
+
+
+@pytest.fixture
+def without_old_handlers(monkeypatch):
+    """Detectron2's loggers without the handlers that other tests have left, whose streams are closed."""
+    for name in ("detectron2", "fvcore"):
+        monkeypatch.setattr(logging.getLogger(name), "handlers", [logging.NullHandler()])
 
 
 @pytest.fixture(scope="session")

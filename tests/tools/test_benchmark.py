@@ -147,7 +147,7 @@ def record(demo_data, tmp_path_factory) -> dict:
 def test_a_run_of_the_command(record):
     steps = record["steps"]["mgd"]
     seconds = {kind: taken["minimum"] for kind, taken in steps["seconds"].items()}
-    assert set(seconds) == {"student", "floor", "distilled", "observe", "pass", "solve"}
+    assert set(seconds) == {"student", "floor", "distilled", "measuring", "observe", "pass", "solve"}
     assert steps["over the floor"]["minimum"] == pytest.approx(seconds["distilled"] / seconds["floor"])
     assert record["memory"]["mgd"]["floor"] > 0
     assert [row["taps"] for row in record["taps"]["mgd"]] == [["res3"], ["res3", "res5"]]

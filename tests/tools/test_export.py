@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import re
 import subprocess
 import sys
@@ -17,7 +16,10 @@ from helpers.commands import ROOT, run_tool
 from helpers.detectors import distil, network, small
 
 # TorchScript, of which torch says at every step that it would rather have us use something else.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning"),
+    pytest.mark.usefixtures("without_old_handlers"),
+]
 
 EXPORT = ROOT / "tools/export.py"
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
@@ -27,13 +29,6 @@ OPTIONS = [
     *("TEST.DETECTIONS_PER_IMAGE", 30, "INPUT.MIN_SIZE_TEST", 160),
 ]
 FCOS_OPTIONS = ["DISTILL.STUDENT_OPTS", ["model.test_score_thresh=0.0"]]
-
-
-@pytest.fixture(autouse=True)
-def quiet(monkeypatch):
-    """Without the handlers that other tests have left, whose output streams are closed."""
-    for name in ("detectron2", "fvcore"):
-        monkeypatch.setattr(logging.getLogger(name), "handlers", [logging.NullHandler()])
 
 
 def save_run(folder: Path, cfg) -> torch.nn.Module:

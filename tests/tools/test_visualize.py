@@ -33,6 +33,8 @@ PHONE = 390  # pixels, the width of common ones
 COST = torch.tensor([[0.9, 2.0, 0.7, 1.5, 1.0], [1.8, 0.1, 1.9, 0.3, 1.1]])
 GROUPS = torch.tensor([[0, 2], [1, 3]])
 
+pytestmark = pytest.mark.usefixtures("without_old_handlers")
+
 
 def test_groups_in_order_lie_along_the_diagonal():
     assert matching.group_cost(COST, GROUPS).tolist() == pytest.approx([0.8, 0.2])
