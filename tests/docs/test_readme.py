@@ -36,31 +36,37 @@ def interval(row: dict) -> str:
     return f"{row['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
+def report_of(stage: str) -> dict:
+    return json.loads((ROOT / "results" / stage / "report.json").read_text())
+
+
 def test_the_table_of_methods_holds_the_committed_figures():
     arms = {
-        "student alone": "baseline",
+        "student alone": "student alone",
+        "student alone, a quarter as long": "student alone, a quarter as long",
         "`mgd`": "mgd",
         "`mgd` with a random assignment": "mgd, random assignment",
+        "FPN and head inherited": "inherit",
         "`imitation`, FPN and head inherited": "imitation + inherit",
-        "the same, its levels weighted evenly": "balanced imitation + inherit",
     }
-    report = json.loads((ROOT / "results/confirmation/report.json").read_text())
+    report = report_of("shapes")
     rows = {row["arm"]: row for row in report["arms"]}
-    section = README.split("<!-- results/confirmation/report.json -->")[1].split("\n## ")[0]
-    lines = re.findall(r"^\| (\S.*?) \| (\d+) \| ([\d.]+) \| (.*?) ?\|$", section, re.M)
+    section = README.split("<!-- results/shapes/report.json -->")[1].split("\n## ")[0]
+    lines = re.findall(r"^\| (\S.*?) \| ([\d,]+) \| (\d+) \| ([\d.]+) \| (.*?) ?\|$", section, re.M)
     assert [title for title, *_ in lines] == list(arms)
-    for title, seeds, ap, gained in lines:
+    for title, iterations, seeds, ap, gained in lines:
         row = rows[arms[title]]
+        assert int(iterations.replace(",", "")) == row["iterations"], title
         assert (int(seeds), ap) == (row["n"], f"{row['ap']:.1f}"), title
         assert gained == ("" if row["difference"] is None else interval(row)), title
-    assert len(report["pairs"]) == 2
-    from_trained = json.loads((ROOT / "results/matching/report.json").read_text())["pairs"][0]
+    pairs = {(pair["arm"], pair["other"]): pair for pair in report["pairs"]}
+    from_trained = report_of("matching")["pairs"][0]
     assert from_trained["other"] == "mgd, random assignment"
-    longer = json.loads((ROOT / "results/longer/report.json").read_text())["arms"]
-    followed = [arm for arm in longer if arm["half_width"] is not None]
-    assert len(followed) == 2
-    for pair in (*report["pairs"], from_trained, *followed):
+    for pair in (pairs["mgd", "mgd, random assignment"], from_trained):
         assert interval(pair) in section, pair["arm"]
+    early = {row["arm"]: row for row in report_of("confirmation")["arms"]}
+    assert f"{early['balanced imitation + inherit']['difference']:+.1f} AP" in section
+    assert f"{report_of('longer')['arms'][0]['ap']:.1f} AP" in section
 
 
 def test_the_plug_in_snippet_trains(mgd_cfg, tmp_path):

@@ -108,7 +108,7 @@ def test_a_passed_gate_is_read_on_its_own_set(tmp_path, capsys, monkeypatch):
     """The arms are measured on test, where twice the length would gain 19 AP; on val it gains 0.3."""
     on_val = {"teacher": {0: 47.0}, "alone": {11: 40.0, 12: 44.0}, "longer": {11: 40.2, 12: 44.4}}
     text, figures = report(tmp_path, capsys, monkeypatch, on_val)
-    assert "does not pass" not in text
+    assert "has not passed" not in text
     for line in (
         "| gate, on demo_val | AP | required | |",
         "| baseline, seeds: 2 | 42.00 | - | - |",
@@ -132,7 +132,7 @@ def test_a_failed_gate_is_said_first(tmp_path, capsys, monkeypatch):
     on_val = {"teacher": {0: 41.0}, "alone": {11: 40.0, 12: 40.0}, "longer": {11: 42.0, 12: 42.0}}
     text, figures = report(tmp_path, capsys, monkeypatch, on_val)
     first = text.splitlines()[2]
-    assert "does not pass its gate" in first
+    assert "has not passed its gate" in first
     assert "on demo_val, the baseline gains +2.00 AP from twice the length, not less than 0.5; " in first
     assert "the teacher is +1.00 AP above the baseline, not at least 5" in first
     assert text.count("| **fails** |") == 2
