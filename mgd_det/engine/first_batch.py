@@ -120,8 +120,8 @@ def look_at_batch(
     _check_constant_channels(detector, features)
     cost = added_cost(pair, detector.methods, teacher.model)
     logger.info(
-        "distillation adds about %.3f s to an iteration, and %.0f MB of memory: %.0f for the teacher's "
-        "weights, %.0f for what waits for the backward pass",
+        "distillation adds about %.3f s to an iteration in which the teacher runs, and %.0f MB of memory: "
+        "%.0f for the teacher's weights, %.0f for what waits for the backward pass",
         cost.seconds,
         (cost.teacher_bytes + cost.kept_bytes) / 1e6,
         cost.teacher_bytes / 1e6,
