@@ -33,8 +33,8 @@ def warning(verdict: Verdict) -> str:
         lead = number(verdict.lead, "+.2f")
         reasons.append(f"the teacher is {lead} AP above the baseline, not at least {gate.min_lead}")
     return (
-        "**This study has not passed its gate, so its gains may be no more than those of a faster start:** on "
-        f"{gate.data}, {'; '.join(reasons)}."
+        "**This study has not passed its gate, so its gains may be no more than those of a faster start:** "
+        f"on {gate.data}, {'; '.join(reasons)}."
     )
 
 
