@@ -26,7 +26,14 @@ from benchmarking.overlap import teacher_overlap
 from benchmarking.parts import feature_costs, loader_share, pooled_loss, re_solve, teacher_ways, use_photos
 from benchmarking.report import document, lines
 from benchmarking.steps import PROCESSES, Bench, method_losses, method_steps, peak_memory, tap_growth
-from commandline import Figures, argument_parser, bad_input_in_one_line, circumstances_in_words, say
+from commandline import (
+    Figures,
+    argument_parser,
+    bad_input_in_one_line,
+    circumstances_in_words,
+    say,
+    write_json,
+)
 from detectron2.config import CfgNode
 from gpu.records import measured
 
@@ -128,11 +135,7 @@ def read_records(path: Path) -> dict[str, Figures]:
 
 def write_record(path: Path, name: str, record: Mapping[str, object]) -> None:
     """Add a record to a file, in place of an earlier one of the same name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    records = {**read_records(path), name: record}
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(json.dumps(records, indent=2) + "\n")
-    new.replace(path)  # An interruption leaves the old file whole.
+    write_json(path, {**read_records(path), name: record})
 
 
 def measure(args: argparse.Namespace) -> Figures:

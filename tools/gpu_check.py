@@ -22,8 +22,8 @@ import selfcheck
 import torch
 from _checkout import ROOT
 from checking.verdicts import line, result_of
-from commandline import Figures, Record, argument_parser, say
-from gpu.records import MEASURED, RESULTS, new_record, read_or_new, write
+from commandline import Figures, Record, argument_parser, say, write_json
+from gpu.records import MEASURED, RESULTS, new_record, read_or_new
 from gpu.stages import Part, all_stages
 from gpu.wheels import wheels
 from processes import Failed
@@ -103,7 +103,7 @@ def run_stage(name: str, parts: Mapping[str, Part], out: Path, new: Record, agai
             continue
         result = result_of(timed, job, out / "logs" / part, deadline)
         record["results"][part] = result
-        write(file, record)
+        write_json(file, record)
         if result["passed"] and name in MEASURED:
             say("\n".join([f"PASS {part} ({result['seconds']} s)\n", *benchmark.lines(result["figures"])]))
         else:

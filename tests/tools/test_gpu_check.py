@@ -9,6 +9,7 @@ import benchmark
 import gpu_check
 import pytest
 import selfcheck
+from commandline import write_json
 from gpu import records, wheels
 from gpu.stages import all_stages, device_tests
 from helpers.commands import ROOT, run_tool
@@ -114,7 +115,7 @@ def test_documents_take_what_has_passed_on_a_gpu_at_full_size(tmp_path):
             "loss": {"passed": True, "figures": {"loss": name}},
             "steps": {"passed": False, "figures": {}},
         }
-        records.write(
+        write_json(
             tmp_path / f"{name}.json", {**NEW, "device": "cuda", "tiny": False, "results": results, **changes}
         )
 

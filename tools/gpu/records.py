@@ -49,14 +49,6 @@ def read_or_new(file: Path, new: Figures) -> Figures:
     return earlier if all(earlier.get(key) == new[key] for key in SAME) else new
 
 
-def write(file: Path, record: Figures) -> None:
-    """Write a record; an interruption leaves the old file whole."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    new = file.with_name(f"{file.name}.new")
-    new.write_text(json.dumps(record, indent=2) + "\n")
-    new.replace(file)
-
-
 def measured(folder: Path = RESULTS) -> list[Figures]:
     """Returns the records of tools/benchmark.py."""
     found = records(folder, MEASURED)
