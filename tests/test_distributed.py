@@ -1,4 +1,4 @@
-"""What processes tell each other: real ones, by gloo."""
+"""Tests of the number that process 0 gives to all, with real processes that talk by gloo."""
 
 from __future__ import annotations
 

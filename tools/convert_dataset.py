@@ -56,7 +56,7 @@ Objects = dict[str, list[Object]]  # by the image's file name
 
 
 class DataSet(NamedTuple):
-    """What is particular to a data set."""
+    """The reader, the categories, the size and the split of one data set."""
 
     read: Callable[[Path], Objects]
     categories: Sequence[str]  # in the order of their ids, from 1

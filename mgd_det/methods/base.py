@@ -77,7 +77,7 @@ def maps_at(features: Features, tap: str) -> TapFeatures:
 
 
 def levels_at(features: Features, tap: str) -> list[TapFeatures]:
-    """Returns the features of `HEAD` or `CLASS_MAPS` by level, or those of a tap in the backbone alone."""
+    """Returns the features of `HEAD` or `CLASS_MAPS` by level; a tap in the backbone has one level."""
     found = features[tap]
     if isinstance(found, TapFeatures):
         return [found]

@@ -23,7 +23,7 @@ PRECISIONS = (*CPU_PRECISIONS, "float16")
 
 
 class Way(NamedTuple):
-    """How a teacher computes."""
+    """The precision and the memory order in which a teacher computes."""
 
     dtype: str  # a value of DISTILL.TEACHER.DTYPE
     channels_last: bool

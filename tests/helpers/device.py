@@ -1,4 +1,4 @@
-"""Where tests of the maths put their tensors: the CPU, or what TEST_DEVICE says in tools/gpu_check.py."""
+"""The device of the tensors in tests of the maths: the CPU, or TEST_DEVICE, which tools/gpu_check.py sets."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ SEEDS = 2  # of both lengths, at least
 
 
 class Gate(NamedTuple):
-    """What an experiment requires of its baseline and of its teacher."""
+    """The limits that an experiment sets for its baseline and its teacher."""
 
     data: str  # the data set that both are measured on
     twice: str  # the arm that is the baseline at twice the length
@@ -27,7 +27,7 @@ class Gate(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """How a gate was met; None where something has not been measured."""
+    """The figures of a gate and whether it is passed; None where something has not been measured."""
 
     gate: Gate
     teacher_ap: float | None

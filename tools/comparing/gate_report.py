@@ -1,4 +1,4 @@
-"""What a report says of the gate."""
+"""The lines and figures of the gate in a report."""
 
 from __future__ import annotations
 
