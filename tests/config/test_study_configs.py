@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
+import torch
 from detectron2.config import CfgNode
 from helpers.commands import ROOT
 
@@ -51,3 +54,31 @@ def test_frozen_parts_are_those_with_imagenet_weights():
     ]
     assert all(p.requires_grad for p in r18.parameters())
     assert all(p.requires_grad for p in mobilenet.bottom_up.parameters() if p.dim() == 4)
+
+
+@pytest.mark.parametrize("name", ["shapes/student", "bccd/student_r18", "animal_pose/student_r18"])
+def test_bfloat16_gives_the_gradients_of_float32_at_the_smallest_images(name):
+    """On a map of one pixel, as images up to 64 px have, torch's kernel for a stride of two is wrong."""
+    cfg = load_config(str(ROOT / f"configs/studies/{name}.yaml"), device="cpu")
+    student = build_student(cfg)
+    side = 32 * math.ceil(min(cfg.INPUT.MIN_SIZE_TRAIN) / 32)
+    inputs: dict[torch.nn.Conv2d, list[torch.Tensor]] = {}
+    for module in student.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda conv, args, _: inputs.setdefault(conv, []).append(args[0]))
+    with torch.no_grad():
+        features = student.backbone(torch.rand(cfg.SOLVER.IMS_PER_BATCH, 3, side, side))
+        student.head([features[level] for level in student.head_in_features])
+    for conv, tensors in inputs.items():
+        smallest = min(tensors, key=torch.Tensor.numel)
+        exact, rounded = (weight_gradient(conv, smallest, half=half) for half in (False, True))
+        assert (rounded - exact).norm() < 0.01 * exact.norm(), conv
+
+
+def weight_gradient(conv: torch.nn.Conv2d, features: torch.Tensor, *, half: bool) -> torch.Tensor:
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        y = torch.nn.functional.conv2d(
+            features, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups
+        )
+    pull = torch.randn(y.shape, generator=torch.Generator().manual_seed(0))
+    return torch.autograd.grad(y, conv.weight, pull.to(y.dtype))[0]

@@ -18,7 +18,7 @@ from mgd_det.maths.matching import assignment_cost
 def test_a_run_trains_and_resumes(dtype, mgd_cfg):
     register_datasets(mgd_cfg)
     mgd_cfg.DATASETS.TEST = ()
-    # oneDNN's bfloat16 convolution is wrong on maps one pixel wide, which 64 px images have before p7.
+    # oneDNN's strided convolution in bfloat16 is wrong on a map of one pixel, which 64 px images have.
     mgd_cfg.INPUT.MIN_SIZE_TRAIN = (96,)
     mgd_cfg.SOLVER.AMP.ENABLED, mgd_cfg.SOLVER.AMP.DTYPE = True, dtype
     for iterations in (2, 4):  # 2 from the start, then resumed

@@ -327,9 +327,9 @@ RESUMED = 1e-3  # relative, of the losses right after a resume; on a CPU they ar
 def mixed_precision(config: Path, folder: Path, *, gpus: int = 0, iterations: int = 10) -> Figures:
     """A run trains under autocast (SOLVER.AMP) in float16 and bfloat16: every loss of every iteration must
     be finite. The figure is the largest relative deviation of a distillation loss in the first iteration
-    from a float32 run with the same seed. The images are 120 to 160 pixels wide, because smaller ones lead
-    to feature maps one pixel wide, on which torch's CPU kernel for weight gradients in bfloat16 gives wrong
-    values or NaN.
+    from a float32 run with the same seed. The images are 120 to 160 pixels wide, because those of up
+    to 64 pixels have a map of one pixel before p7, on which torch's CPU kernel for weight gradients of a
+    strided convolution in bfloat16 gives wrong values or NaN.
     """
     first: dict[str, dict[str, float]] = {}
     for dtype in ("float32", *PRECISION):
