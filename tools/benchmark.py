@@ -25,7 +25,15 @@ from _checkout import ROOT
 from benchmarking.overlap import teacher_overlap
 from benchmarking.parts import feature_costs, loader_share, pooled_loss, re_solve, teacher_ways, use_photos
 from benchmarking.report import document, lines
-from benchmarking.steps import PROCESSES, Bench, method_losses, method_steps, peak_memory, tap_growth
+from benchmarking.steps import (
+    PROCESSES,
+    Bench,
+    cheaper_teachers,
+    method_losses,
+    method_steps,
+    peak_memory,
+    tap_growth,
+)
 from commandline import (
     Figures,
     argument_parser,
@@ -44,8 +52,8 @@ from mgd_det.data.datasets import check_datasets, register_datasets
 PARTS = ("loss", "solve", "steps", "memory")
 # Only where they are asked for: for "data" the training set must be there, the others take long.
 DATA, TAPS, TEACHER, LOSSES = "data", "taps", "teacher", "losses"
-COMPILED, OVERLAP = "compiled", "overlap"
-MORE = (COMPILED, LOSSES, TAPS, TEACHER, OVERLAP, DATA)
+COMPILED, CHEAPER, OVERLAP = "compiled", "cheaper", "overlap"
+MORE = (COMPILED, LOSSES, TAPS, TEACHER, CHEAPER, OVERLAP, DATA)
 Batch = tuple[int, tuple[int, int], Optional[torch.dtype]]  # images, their size, dtype of autocast
 RECORDS = ROOT / "results/performance.json"
 BATCHES = 30  # of the data loader, which takes seconds
@@ -196,6 +204,8 @@ def measure_method(cfg: CfgNode, method: str, wanted: set[str], batch: Batch, ru
             found[LOSSES] = method_losses(Bench(cfg, method, folder, *batch), runs)
         if TAPS in wanted and "TAPS" in cfg.DISTILL[method.upper()]:
             found[TAPS] = tap_growth(cfg, method, (folder, *batch), runs)
+        if CHEAPER in wanted:
+            found[CHEAPER] = cheaper_teachers(cfg, method, (folder, *batch), runs)
         if OVERLAP in wanted:
             found[OVERLAP] = teacher_overlap(Bench(cfg, method, folder, *batch), runs)
         if "memory" in wanted:

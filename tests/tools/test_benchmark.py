@@ -14,7 +14,15 @@ from benchmarking import parts
 from benchmarking.overlap import beside_floor, teacher_overlap
 from benchmarking.parts import Size, feature_costs, loader_share, one_size, re_solve, use_photos
 from benchmarking.report import document, lines, not_run
-from benchmarking.steps import Bench, gradient_share, matching_shares, method_losses, random_batch
+from benchmarking.steps import (
+    CHEAPER,
+    Bench,
+    cheaper_teachers,
+    gradient_share,
+    matching_shares,
+    method_losses,
+    random_batch,
+)
 from benchmarking.timing import Timing, in_turn
 from helpers.commands import ROOT, run_tool
 
@@ -190,7 +198,7 @@ def test_what_no_gpu_has_run_is_listed_by_parts():
     assert listed({"device": "cuda", "loss": [], "memory": {}}, on_cpu) == [parts[1], parts[3]]
     everything = {"device": "cuda:0", "loss": [], "steps": {}, "memory": {}, "teacher": []}
     assert listed(everything) == []
-    assert not_run([{**everything, "losses": {}, "overlap": {}}]) == ""
+    assert not_run([{**everything, "losses": {}, "cheaper": {}, "overlap": {}}]) == ""
 
 
 def test_ways_to_run_the_teacher_are_beside_the_plain_one(mgd_cfg, monkeypatch):
@@ -202,6 +210,24 @@ def test_ways_to_run_the_teacher_are_beside_the_plain_one(mgd_cfg, monkeypatch):
     assert rows[1]["ratio"]["minimum"] == rows[1]["seconds"]["minimum"] / rows[0]["seconds"]["minimum"]
     printed = "\n".join(lines({"teacher": rows, "setting": SETTING}))
     assert f"| DTYPE bfloat16 | {rows[2]['seconds']['median']:.3f} s |" in printed
+
+
+def test_a_cheaper_teacher_is_measured_over_all_steps_of_a_period(mgd_cfg, tmp_path):
+    rows = cheaper_teachers(mgd_cfg, "mgd", (tmp_path, 2, (64, 96), None), runs=1)
+    assert [row["way"] for row in rows] == list(CHEAPER)
+    assert all(row["seconds"]["minimum"] > 0 for row in rows)
+    printed = "\n".join(lines({"cheaper": {"mgd": rows}, "setting": SETTING}))
+    assert f"| EVERY 4 | {rows[4]['seconds']['median']:.3f} s |" in printed
+
+
+def test_the_teacher_runs_once_in_a_period(mgd_cfg, tmp_path):
+    mgd_cfg.DISTILL.TEACHER.EVERY = 4
+    bench = Bench(mgd_cfg, "mgd", tmp_path, images=2, size=(64, 96), dtype=None)
+    passes, steps = [], []
+    bench.model.teacher.model.backbone.bottom_up.stem.register_forward_hook(lambda *_: passes.append(1))
+    bench.model.student.backbone.bottom_up.stem.register_forward_hook(lambda *_: steps.append(1))
+    bench.cycle()
+    assert (len(passes), len(steps)) == (1, 4)
 
 
 def test_experiments_without_a_gpu_say_what_refused_them(mgd_cfg, tmp_path):

@@ -15,6 +15,7 @@ ON_A_GPU = {
     "losses": "All losses of each method.",
     "memory": "Peak memory.",
     "teacher": "The teacher's forward pass in each of its settings.",
+    "cheaper": "Steps with a cheaper teacher.",
     "overlap": "The teacher's forward pass on a stream of its own, and as a CUDA graph.",
 }
 
@@ -41,6 +42,8 @@ adds its tables here (`python tools/gpu_check.py --help`).
   multiplications and additions in convolutions and matrix products.
 - **The teacher's forward pass** ends with the last tap. Its first compilation may take minutes, which are
   not part of the figures; later starts find what was compiled.
+- **A cheaper teacher** makes the whole step faster. With `DISTILL.TEACHER.EVERY` k the figures are means of k
+  steps, in one of which the teacher runs. [results/](../results/README.md) has what these keys cost in AP.
 - **The loss** is absolute max pooling (AMP, not mixed precision) with the partial L2 distance, forward and
   backward, beside a warm copy of the teacher's features into memory that is there already. Its limit counts
   the bytes that must move: teacher and student are read, the distances written and read again, the gradient
@@ -77,7 +80,7 @@ def lines(record: Record) -> Iterator[str]:
         yield from loss_lines(record["loss"])
     if "solve" in record:
         yield from solve_lines(record["solve"])
-    if {"steps", "memory", "losses", "taps", "teacher", "overlap"} & set(record):
+    if {"steps", "memory", "losses", "taps", "teacher", "cheaper", "overlap"} & set(record):
         yield from setting_lines(record["setting"])
     if "steps" in record or "memory" in record:
         yield from step_lines(record)
@@ -85,6 +88,8 @@ def lines(record: Record) -> Iterator[str]:
         yield from method_lines(record["losses"])
     if "teacher" in record:
         yield from teacher_lines(record["teacher"])
+    for method, rows in record.get("cheaper", {}).items():
+        yield from cheaper_lines(method, rows)
     for method, rows in record.get("overlap", {}).items():
         yield from overlap_lines(method, rows)
     for method, rows in record.get("taps", {}).items():
@@ -202,6 +207,14 @@ def teacher_lines(rows: Sequence[Record]) -> Iterator[str]:
     return table(
         heads, ([row["way"], f"{row['seconds']['median']:.3f} s", ratio(row["ratio"])] for row in rows)
     )
+
+
+def cheaper_lines(method: str, rows: Sequence[Record]) -> Iterator[str]:
+    def cells(row: Record) -> list[str]:
+        return [row["way"], f"{row['seconds']['median']:.3f} s", ratio(row["over the student"])]
+
+    heads = [f"distilled step of `{method}`, with DISTILL.TEACHER.", "takes", "over the student alone"]
+    return table(heads, map(cells, rows))
 
 
 def overlap_lines(method: str, rows: Sequence[Record]) -> Iterator[str]:

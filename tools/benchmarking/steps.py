@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import torch
-from benchmarking.timing import Job, in_turn
+from benchmarking.timing import Job, Timing, in_turn
 from commandline import Figures
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mgd_det.detectron2_types import BatchedInputs
 from mgd_det.engine.automatic_weights import FIRST as AT_FIRST
 from mgd_det.engine.optimizer import build_optimizer
-from mgd_det.engine.schedules import UpdateSchedule
+from mgd_det.engine.schedules import UpdateSchedule, WeightSchedule
 from mgd_det.modeling.step_plan import StepPlan
 from mgd_det.modeling.taps import student_and_teacher_names
 from mgd_det.modeling.teacher import TeacherSpec
@@ -101,6 +101,14 @@ class Bench:
         with self.running():
             losses = self.model(self.batch)
         self.update(losses)
+
+    def cycle(self) -> None:
+        """Take the DISTILL.TEACHER.EVERY steps in one of which the teacher runs."""
+        schedule = WeightSchedule.from_config(self.cfg)
+        for iteration in range(schedule.teacher_every):
+            factor, skipped = schedule.factor(iteration), schedule.skips(iteration)
+            self.model.plan_step(StepPlan(loss_factor=factor, skipped=skipped))
+            self.distilled_step()
 
     def measuring_step(self) -> None:
         """Take a distilled step that also compares the gradients of the losses with the task's."""
@@ -247,6 +255,38 @@ def tap_growth(cfg: CfgNode, method: str, arguments: tuple[Any, ...], runs: int)
         node.LOSS_WEIGHTS = node.LOSS_WEIGHTS[:number]  # one for all, or one for each
         steps = method_steps(Bench(fewer, method, *arguments), runs)
         rows.append({"taps": list(node.TAPS), **steps})
+    return rows
+
+
+CHEAPER: dict[str, Figures] = {
+    "as the training": {},
+    "DTYPE auto, CHANNELS_LAST auto": {"DTYPE": "auto", "CHANNELS_LAST": "auto"},
+    "SCALE 0.5": {"SCALE": 0.5},
+    "EVERY 2": {"EVERY": 2},
+    "EVERY 4": {"EVERY": 4},
+    "EVERY 4, DTYPE auto, CHANNELS_LAST auto": {"EVERY": 4, "DTYPE": "auto", "CHANNELS_LAST": "auto"},
+}
+
+
+def cheaper_teachers(cfg: CfgNode, method: str, arguments: tuple[Any, ...], runs: int) -> list[Figures]:
+    """Steps whose teacher is made cheaper by keys of DISTILL.TEACHER, over the student's own step.
+
+    With EVERY it is the mean of the steps with and without the teacher.
+
+    Args:
+        arguments: of :class:`Bench`, behind the method.
+    """
+    jobs: dict[str, Job] = {"student": Bench(cfg, method, *arguments).student_step}
+    for way, changes in CHEAPER.items():
+        changed = cfg.clone()
+        changed.DISTILL.TEACHER.update(changes)
+        jobs[way] = Bench(changed, method, *arguments).cycle
+    seconds = in_turn(jobs, runs, torch.device(cfg.MODEL.DEVICE))
+    rows = []
+    for way, changes in CHEAPER.items():
+        step = Timing(*(taken / changes.get("EVERY", 1) for taken in seconds[way]))
+        ratio = step.over(seconds["student"])
+        rows.append({"way": way, "seconds": step._asdict(), "over the student": ratio._asdict()})
     return rows
 
 

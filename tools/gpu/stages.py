@@ -58,6 +58,7 @@ def all_stages(device: str, tiny: bool) -> dict[str, dict[str, Part]]:
         },
         "teacher": {
             **each_dtype("teacher", "--only", "teacher", *some, *network),
+            **each_dtype("cheaper", "--only", "cheaper", *some, *network),
             **each_dtype("overlap", "--only", "overlap", *some, *network),
         },
         "tools": {f"tools{on}": check(f"tools{on}")},
