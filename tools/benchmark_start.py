@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -19,9 +21,11 @@ from pathlib import Path
 
 import torch
 from _checkout import ROOT
+from benchmark import write_record
+from benchmarking.report import lines
+from commandline import Figures, circumstances_in_words, say
 from detectron2.modeling import build_model
 from make_demo_data import main as make_data
-from tabulate import tabulate
 
 from mgd_det.config import load_config, student_config
 from mgd_det.modeling.teacher import TeacherSpec
@@ -62,28 +66,42 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="of each start (default: 5)")
     checkouts = "of this project, to be compared (default: this one)"
     parser.add_argument("--checkouts", nargs="+", type=Path, default=[ROOT], metavar="FOLDER", help=checkouts)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="add the figures to the records there")
+    parser.add_argument(
+        "--record", default="cpu_start", metavar="NAME", help="of its record (default: %(default)s)"
+    )
     args = parser.parse_args(argv)
+    record = {
+        "command": shlex.join(["tools/benchmark_start.py", *argv]),
+        **circumstances_in_words(platform.system(), f"{torch.get_num_threads()} threads of torch", gpus=0),
+        "device": "cpu",
+        "start": {"config": args.config_file, "rows": measure(args.config_file, args.checkouts, args.runs)},
+    }
+    if args.json:
+        write_record(args.json, args.record, record)
+    say("\n".join(lines(record)))
+
+
+def measure(config_file: str, checkouts: Sequence[Path], runs: int) -> list[Figures]:
+    """Returns the seconds of each kind of start, and their ratio to stock's start with the teacher's load."""
     with tempfile.TemporaryDirectory() as folder:
-        stock, teacher, distilled = prepare(Path(folder), args.config_file)
+        stock, teacher, distilled = prepare(Path(folder), config_file)
         starts = {"stock": (ROOT, stock), FLOOR: (ROOT, [*stock, teacher])}
-        for number, checkout in enumerate(args.checkouts):
+        for number, checkout in enumerate(checkouts):
+            name = "this project" if checkout == ROOT else str(checkout)
             output = ["OUTPUT_DIR", f"{folder}/run_{number}"]
-            starts[str(checkout)] = (checkout, [str(checkout / "tools/train_net.py"), *distilled, *output])
-        runs = [{name: start(*how) for name, how in starts.items()} for _ in range(args.runs)]
-    rows = []
+            starts[name] = (checkout, [str(checkout / "tools/train_net.py"), *distilled, *output])
+        turns = [{name: start(*how) for name, how in starts.items()} for _ in range(runs)]
+    rows: list[Figures] = []
     for name in starts:
-        cells = [name]
-        for kind in (0, 1):
-            seconds, floor = ([run[of][kind] for run in runs] for of in (name, FLOOR))
-            ratio = statistics.median(seconds) / statistics.median(floor)
-            cells += [
-                f"{statistics.median(seconds):.2f}",
-                f"{min(seconds):.2f} - {max(seconds):.2f}",
-                f"{ratio:.2f}",
-            ]
-        rows.append(cells)
-    heads = [f"{kind}{what}" for kind in ("", "CPU ") for what in ("seconds", "range", "ratio")]
-    print(tabulate(rows, ["medians", *heads], disable_numparse=True))
+        row: Figures = {"start": name}
+        for kind, what in enumerate(("seconds", "CPU seconds")):
+            seconds, floor = ([turn[of][kind] for turn in turns] for of in (name, FLOOR))
+            median = statistics.median(seconds)
+            row[what] = {"median": median, "range": [min(seconds), max(seconds)]}
+            row[what]["ratio"] = median / statistics.median(floor)
+        rows.append(row)
+    return rows
 
 
 def prepare(folder: Path, config_file: str) -> tuple[list[str], str, list[str]]:

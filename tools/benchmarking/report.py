@@ -99,6 +99,8 @@ def lines(record: Record) -> Iterator[str]:
             yield from share_lines(method, steps)
         if "gradients" in steps:
             yield from gradient_lines(method, steps["gradients"])
+    if "start" in record:
+        yield from start_lines(record["start"])
     if "data" in record:
         data = record["data"]
         images = "scikit-learn's photographs of 427 x 640" if data["photos"] else "the training set"
@@ -230,6 +232,19 @@ def overlap_lines(method: str, rows: Sequence[Record]) -> Iterator[str]:
 def tap_lines(method: str, rows: Sequence[Record]) -> Iterator[str]:
     heads = [f"distilled step of `{method}` at", *STEP_HEADS]
     return table(heads, ([", ".join(row["taps"]), *step_cells(row)] for row in rows))
+
+
+def start_lines(start: Record) -> Iterator[str]:
+    def cells(row: Record) -> list[str]:
+        wall, cpu = row["seconds"], row["CPU seconds"]
+        low, high = wall["range"]
+        times = [f"{wall['median']:.2f} s", f"{low:.2f} to {high:.2f} s", f"{wall['ratio']:.2f}"]
+        return [row["start"], *times, f"{cpu['median']:.2f} s", f"{cpu['ratio']:.2f}"]
+
+    yield f"`{start['config']}`, with weights in local files:"
+    yield ""
+    heads = ["start", "takes (median)", "range", "of stock and the teacher's load", "CPU time", "ratio"]
+    yield from table(heads, map(cells, start["rows"]))
 
 
 def share_lines(method: str, steps: Record) -> Iterator[str]:
