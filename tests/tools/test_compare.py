@@ -187,6 +187,12 @@ def test_runs_of_several_machines_and_versions_are_said_to_be(tmp_path):
     assert "different conditions, see machine and versions above" in text
 
 
+@pytest.mark.parametrize("overrides, said", [(["DISTILL.TEACHER.EVERY", "4"], True), ([], False)])
+def test_seconds_of_a_step_without_the_teacher_are_said_to_be(overrides, said, tmp_path):
+    write_report(tmp_path, [RECORDS[0], {**RECORDS[1], "overrides": overrides}])
+    assert ("are those of a step without the teacher" in (tmp_path / "report.md").read_text()) is said
+
+
 def test_file_names_are_safe_and_each_arms_own():
     names = ["mgd", "MGD", "m/g d", "m g/d", "../..", "größer", "größer!", "x" * 300]
     files = [file_name(name) for name in names]

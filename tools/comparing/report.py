@@ -28,6 +28,10 @@ Seconds per iteration and memory are medians over the runs, each beside what mul
 The seconds are those of training steps, without the passes that solve the matching, evaluations and start-up.
 Memory is the peak of the process, or of the GPU where one was used.
 """
+SKIPPED = """
+With `DISTILL.TEACHER.EVERY` the seconds are those of a step without the teacher, as most are;
+docs/performance.md has the mean step.
+"""
 PICTURE = "Paired differences to the baseline, with their intervals"
 CURVES = f"{PICTURE}; below them AP over the iterations, mean over the seeds within one standard deviation"
 MIXED = """
@@ -119,6 +123,9 @@ def markdown(
         "commit": "; ".join(found["commit"]),
         "date": dates,
     }
+    skipped = any("DISTILL.TEACHER.EVERY" in record.get("overrides", ()) for record in records)
+    notes = [NOTES.format(confidence=CONFIDENCE), *([SKIPPED] if skipped else [])]
+    notes += [MIXED.format(what=" and ".join(mixed))] if mixed else []
     lines = [
         "# Comparison of recipes",
         "",
@@ -129,7 +136,7 @@ def markdown(
         "",
         tables,
         "",
-        NOTES.format(confidence=CONFIDENCE) + (MIXED.format(what=" and ".join(mixed)) if mixed else ""),
+        "".join(notes),
         f"![{picture}](report.png)",
     ]
     return "\n".join(lines) + "\n"
