@@ -23,6 +23,25 @@ logger = logging.getLogger("detectron2." + __name__)
 FUSED_ANYWHERE = Version(torch.__version__) >= Version("2.4")
 
 
+def warn_of_late_warm_up(cfg: CfgNode) -> None:
+    """Warn if the learning rate falls before the warm-up has ended, so that it never reaches its base value.
+
+    Detectron2's warm-up leads to the learning rate that the schedule has at its end.
+    """
+    steps, warm_up = (
+        [step for step in cfg.SOLVER.STEPS if step < cfg.SOLVER.MAX_ITER],
+        cfg.SOLVER.WARMUP_ITERS,
+    )
+    if cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupMultiStepLR" and steps and warm_up >= steps[0]:
+        logger.warning(
+            "SOLVER.WARMUP_ITERS = %d: the warm-up ends after the first of SOLVER.STEPS, %d, so the learning "
+            "rate never reaches SOLVER.BASE_LR. Give a smaller number, such as %d.",
+            warm_up,
+            steps[0],
+            cfg.SOLVER.MAX_ITER // 10,
+        )
+
+
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Returns the optimiser of `SOLVER.OPTIMIZER`: stock SGD, or AdamW over stock parameter groups.
 

@@ -48,6 +48,7 @@ from .optimizer import (
     optimizer_name,
     parameter_names,
     restore_hyperparameters,
+    warn_of_late_warm_up,
 )
 from .rematch import RematchHook, detector_of
 from .signals import SignalHook
@@ -88,6 +89,7 @@ class Trainer(DefaultTrainer):
             self._trainer = MixedPrecisionTrainer(model, data_loader, optimizer, device=device, dtype=dtype)
         else:
             self._trainer = SimpleTrainer(model, data_loader, optimizer)
+        warn_of_late_warm_up(cfg)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = ReportingCheckpointer(
             model, cfg.OUTPUT_DIR, trusted=cfg.DISTILL.UNSAFE_LOADING, trainer=weakref.proxy(self)

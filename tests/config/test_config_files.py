@@ -56,7 +56,7 @@ FCOS = "COCO-Detection/fcos_R_50_FPN_1x.py"
 # Of Detectron2's config for COCO, what data of one's own changes.
 OWN_DATA = {
     *("DATASETS.TRAIN", "DATASETS.TEST", "MODEL.RETINANET.NUM_CLASSES", "MODEL.WEIGHTS"),
-    *("SOLVER.MAX_ITER", "SOLVER.STEPS", "TEST.EVAL_PERIOD", "SEED", "OUTPUT_DIR"),
+    *("SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.WARMUP_ITERS", "TEST.EVAL_PERIOD", "SEED", "OUTPUT_DIR"),
 }
 
 

@@ -15,7 +15,10 @@ from mgd_det.engine.optimizer import (
     hyperparameters,
     parameter_names,
     restore_hyperparameters,
+    warn_of_late_warm_up,
 )
+
+logger = logging.getLogger("detectron2.mgd_det.engine.optimizer")
 
 
 def trained(model: nn.Module, groups) -> torch.optim.Optimizer:
@@ -57,7 +60,6 @@ def test_a_resumed_optimiser_takes_the_values_of_this_run_and_says_so(caplog):
     optimizer.param_groups[0]["initial_lr"] = 0.02
     given = hyperparameters(optimizer)
     optimizer.load_state_dict(before)
-    logger = logging.getLogger("detectron2.mgd_det.engine.optimizer")
     logger.addHandler(caplog.handler)
     try:
         assert restore_hyperparameters(optimizer, given)
@@ -72,6 +74,21 @@ def test_a_resumed_optimiser_takes_the_values_of_this_run_and_says_so(caplog):
     ]
     optimizer.load_state_dict(before)
     assert not restore_hyperparameters(optimizer, [{"weight_decay": 0.5}])
+
+
+@pytest.mark.parametrize(
+    "warm_up, steps, warned", [(1000, (600, 800), True), (90, (600, 800), False), (1000, (), False)]
+)
+def test_a_warm_up_that_ends_after_the_first_step_is_warned_of(warm_up, steps, warned, student_cfg, caplog):
+    student_cfg.SOLVER.MAX_ITER, student_cfg.SOLVER.STEPS = 900, steps
+    student_cfg.SOLVER.WARMUP_ITERS = warm_up
+    logger.addHandler(caplog.handler)
+    try:
+        warn_of_late_warm_up(student_cfg)
+    finally:
+        logger.removeHandler(caplog.handler)
+    expected = "SOLVER.WARMUP_ITERS = 1000: the warm-up ends after the first of SOLVER.STEPS, 600"
+    assert any(message.startswith(expected) for message in caplog.messages) is warned
 
 
 @pytest.mark.parametrize(
