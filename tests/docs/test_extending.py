@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -101,3 +104,19 @@ def test_the_short_method_and_its_script_train(mgd_cfg, tmp_path):
     assert 0 < metrics["loss_attention_res4"] < 1
     assert metrics["attention_res5/weight"] == 0.5
     assert metrics["loss_mgd_res3"] > 0
+
+
+def test_a_tool_finds_the_method_and_its_own_modules(tmp_path):
+    page = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r'^PYTHONPATH=tools python -c "(.*)" --run', page, re.M)
+    (tmp_path / "attention.py").write_text(SHORT_METHOD)
+    paths = os.pathsep.join(["tools", str(tmp_path)])
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--help"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "--baseline" in done.stdout
