@@ -19,6 +19,20 @@ ON_A_GPU = {
     "overlap": "The teacher's forward pass on a stream of its own, and as a CUDA graph.",
 }
 
+TITLES = {
+    "steps": "training steps",
+    "taps": "training steps by the number of taps",
+    "cheaper": "training steps with a cheaper teacher",
+    "memory": "peak memory",
+    "losses": "all losses of a method",
+    "loss": "the loss",
+    "teacher": "the teacher's forward pass",
+    "overlap": "the teacher's pass beside the floor",
+    "solve": "solving a matching",
+    "start": "the start",
+    "data": "the data loader",
+}
+
 STEP_HEADS = ("takes", "over the floor", "over the student alone", "its limit")  # of `step_cells`
 
 COMPILED = ("plain, compiled", "sequence, compiled")
@@ -38,8 +52,11 @@ adds its tables here (`python tools/gpu_check.py --help`).
   learn beside the student is above the floor: the convolutions of `channel_mlp`, and most of all the 4,096
   projections of `lsh`. The teacher's pass is the one that the distilled step runs. `DTYPE`, `CHANNELS_LAST`
   and `COMPILE` of `DISTILL.TEACHER` therefore lower the floor itself, and the ratio to it does not show
-  what they gain. Arithmetic limits how close the floor can come to the student's own step; the limit counts
-  multiplications and additions in convolutions and matrix products.
+  what they gain. A ratio below 1 is noise of the measurement, some per cent on a machine that does other
+  work.
+- **The limit** of a step is the floor's arithmetic over the student's: the multiplications and additions in
+  convolutions and matrix products. A measured ratio can be below it, where the teacher computes faster
+  than the student.
 - **The teacher's forward pass** ends with the last tap. Its first compilation may take minutes, which are
   not part of the figures; later starts find what was compiled.
 - **A cheaper teacher** makes the whole step faster. With `DISTILL.TEACHER.EVERY` k the figures are means of k
@@ -97,8 +114,8 @@ def lines(record: Record) -> Iterator[str]:
     for method, steps in record.get("steps", {}).items():
         if "shares" in steps:
             yield from share_lines(method, steps)
-        if "gradients" in steps:
-            yield from gradient_lines(method, steps["gradients"])
+    steps = record.get("steps", {})
+    yield from gradient_lines({m: found["gradients"] for m, found in steps.items() if "gradients" in found})
     if "start" in record:
         yield from start_lines(record["start"])
     if "data" in record:
@@ -259,13 +276,22 @@ def share_lines(method: str, steps: Record) -> Iterator[str]:
     yield ""
 
 
-def gradient_lines(method: str, found: Record) -> Iterator[str]:
-    yield (
-        f"A step of `{method}` that compares gradients takes {found['ratio']:.2f} times as long as one that "
-        f"does not. With `DISTILL.STRENGTH` that is {found['share']:.2%} of the training time, in "
-        f"{found['iterations']} iterations with a comparison in every {found['period']}th."
-    )
-    yield ""
+def gradient_lines(methods: Mapping[str, Record]) -> Iterator[str]:
+    def cells(method: str) -> list[str]:
+        found = methods[method]
+        return [method, f"{found['ratio']:.2f}", f"{found['share']:.2%}"]
+
+    schedules = {(found["iterations"], found["period"]) for found in methods.values()}
+    for iterations, period in sorted(schedules):
+        yield f"With `DISTILL.STRENGTH`, in {iterations} iterations with a comparison in every {period}th:"
+        yield ""
+        rows = [
+            m
+            for m, found in methods.items()
+            if (found["iterations"], found["period"]) == (iterations, period)
+        ]
+        heads = ["method", "a step that compares gradients, over one that does not", "of the training time"]
+        yield from table(heads, map(cells, rows))
 
 
 def ratio(timing: Record | None) -> str:
@@ -276,11 +302,24 @@ def document(records: Sequence[Record]) -> str:
     """docs/performance.md."""
     parts = [HEAD]
     for record in records:
-        parts.append(f"## {record['machine']}\n")
-        parts.append(f"{record['date']}, {record['versions']}:\n\n```\n{record['command']}\n```\n")
+        parts.append(f"## {title(record)}\n")
+        made = f"{record['machine']}; {record['versions']}; {record['date']}"
+        parts.append(f"{made}:\n\n```\n{record['command']}\n```\n")
         parts.append("\n".join(lines(record)))
     parts.append(not_run(records))
     return "\n".join(parts)
+
+
+def title(record: Record) -> str:
+    """Returns what a record measures, and at which size."""
+    parts = " and ".join(what for part, what in TITLES.items() if part in record)
+    what = parts[:1].upper() + parts[1:]
+    if "setting" not in record:
+        return what
+    setting = record["setting"]
+    height, width = setting["size"]
+    images = f"{setting['images']} images of {height} x {width}"
+    return f"{what}: {images}, {setting['dtype']}"
 
 
 def not_run(records: Sequence[Record]) -> str:
