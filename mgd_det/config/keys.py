@@ -182,8 +182,10 @@ def _add_teacher(cfg: CfgNode) -> None:
     # that a weight means the same. In the others the student learns from its task alone.
     cfg.DISTILL.TEACHER.EVERY = 1
     # The teacher sees the images with their sides multiplied by this factor, from above 0 to 1.0, and its
-    # features are resized to the size that the student's have. With RetinaNet or FCOS, "logits", "crosskd"
-    # and "cwd" at the tap "classes" need 1.0. The teacher's own evaluations see the images in full size.
+    # features are resized to the size that the student's have. At 0.5 an object lies one level lower in the
+    # teacher's FPN than in the student's, which taps such as "p4=p3" make up for. With RetinaNet or FCOS,
+    # "logits", "crosskd" and "cwd" at the tap "classes" need 1.0. The teacher's own evaluations see the
+    # images in full size.
     cfg.DISTILL.TEACHER.SCALE = 1.0
     # The precision that the teacher computes in: "float32", "float16" or "bfloat16". If empty, it is that
     # of the training. With "auto" they are timed on the first batch (on a CPU without float16), and the

@@ -52,26 +52,28 @@ class Resizing:
             for box, (full_height, full_width), (height, width) in zip(boxes, self.full, self.resized)
         ]
 
-    def features(self, features: Tensor, stride: int) -> Tensor:
+    def features(self, features: Tensor, stride: int, to_stride: int | None = None) -> Tensor:
         """Returns features of the resized images at the positions that the full ones have, bilinear.
 
         Positions of the padding repeat the last ones inside the image.
 
         Args:
             features: (N, C, h, w), computed from the resized images with padding at the right and bottom.
-            stride: of the features, in the pixels of the images that the network sees.
+            stride: of the features, in pixels of the resized images.
+            to_stride: of the positions, in pixels of the full images; None: the same number.
 
         Returns:
             (N, C, H, W) in the features' dtype; H and W are those of the largest image without padding.
         """
+        to_stride = stride if to_stride is None else to_stride
         wide = features.to(torch.promote_types(features.dtype, torch.float32))
         for axis in range(2):
-            number = -(-max(image[axis] for image in self.full) // stride)
-            centres = torch.arange(number, device=features.device, dtype=torch.float32) + 0.5
+            number = -(-max(image[axis] for image in self.full) // to_stride)
+            centres = (torch.arange(number, device=features.device, dtype=torch.float32) + 0.5) * to_stride
             places = []
             for image, seen in zip(self.full, self.resized):
                 last = min(-(-seen[axis] // stride), features.shape[2 + axis]) - 1
-                places.append((centres * (seen[axis] / image[axis]) - 0.5).clamp(0, last))
+                places.append((centres * (seen[axis] / image[axis]) / stride - 0.5).clamp(0, last))
             wide = _interpolated(wide, torch.stack(places), 2 + axis)
         return wide.to(features.dtype)
 

@@ -201,9 +201,18 @@ def inspect_teacher(teacher: TappedDetector, taps: Sequence[str], config_file: s
 
 
 def check_taps(
-    methods: Mapping[str, Method], student: Mapping[str, TapInfo], teacher: Mapping[str, TapInfo]
+    methods: Mapping[str, Method],
+    student: Mapping[str, TapInfo],
+    teacher: Mapping[str, TapInfo],
+    scale: float = 1.0,
 ) -> None:
     """Check that every tap can teach something.
+
+    Args:
+        methods: by name.
+        student, teacher: what the networks have at each tap.
+        scale: of the teacher's images. Strides may be equal in the pixels that each network sees, or in those
+            of the full images.
 
     Raises:
         ConfigError: no gradient at a tap reaches a weight, or the networks have other positions there.
@@ -219,13 +228,19 @@ def check_taps(
                 "Lower MODEL.BACKBONE.FREEZE_AT (of a LazyConfig `freeze_at`, in DISTILL.STUDENT_OPTS), or "
                 "leave that tap out.",
             )
-        if info.stride != teacher[tap].stride:
+        if not _same_positions(info, teacher[tap], scale):
             remedy = "Choose taps at which both networks have the same stride, and the same kind of head."
             if tap in UNNAMED:
                 remedy = f'Choose a teacher with the same kind of head, or leave "{UNNAMED[tap]}" out.'
             ours, theirs = _positions(info), _positions(teacher[tap])
             problem = f"at {tap!r} the student has {ours} and the teacher {theirs}"
             raise ConfigError(key, taps, problem, remedy)
+
+
+def _same_positions(student: TapInfo, teacher: TapInfo, scale: float) -> bool:
+    if isinstance(teacher.stride, int) and student.stride == teacher.stride / scale:
+        return True
+    return student.stride == teacher.stride
 
 
 def _positions(info: TapInfo) -> str:

@@ -182,7 +182,7 @@ class DistilledDetector(ModuleWithProperties):
         self._built_teacher = None
         self._check_formats(teacher)
         infos = inspect_teacher(teacher.tapped, self.taps, self.teacher_spec.config_file)
-        check_taps(self.methods, student, infos)
+        check_taps(self.methods, student, infos, teacher.scale)
         for method in self.methods.values():
             method.attach(student, infos)
         self._taps, self._teacher_taps, self.teacher = student, infos, teacher
@@ -355,7 +355,9 @@ class DistilledDetector(ModuleWithProperties):
                 assert isinstance(info.stride, int)  # as of all taps in a backbone
                 features = channels_first(teacher[theirs], self._teacher_taps[tap])
                 if resizing is not None:
-                    features = resizing.features(features, info.stride)
+                    its_stride = self._teacher_taps[tap].stride
+                    assert isinstance(its_stride, int)
+                    features = resizing.features(features, its_stride, info.stride)
                 paired[tap] = pair_maps(
                     channels_first(student[ours], info),
                     features,

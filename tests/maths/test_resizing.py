@@ -40,6 +40,13 @@ def test_features_of_images_of_half_the_size():
     torch.testing.assert_close(found[0, 0, 3], found[0, 0, 0])
 
 
+def test_features_of_half_the_stride_have_the_positions_already():
+    """In half the size, stride 8 has the positions of stride 16 in the full one."""
+    row = torch.tensor([0.0, 4.0, 8.0, 12.0]).expand(1, 1, 2, 4)
+    found = Resizing.by(blank((32, 64)), 0.5).features(row, 8, to_stride=16)
+    torch.testing.assert_close(found, row)
+
+
 def test_what_lies_in_the_padding_does_not_come_in():
     """The second image has 8 of 16 px in width: 1 of 2 positions, the rest of the small map is padding."""
     small = torch.tensor([[[[1.0, 2.0]]], [[[3.0, float("inf")]]]])
