@@ -7,6 +7,7 @@ teacher comes with the repository, because a good one takes an hour. What is alr
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 import re
@@ -45,6 +46,8 @@ def main() -> None:
     )
     args = parser.parse_args()
     os.chdir(ROOT)
+    if problem := other_teacher(OUTPUT / "teacher", trained=args.train_teacher):
+        sys.exit(f"error: {problem}")
     run("tools/make_demo_data.py", "--out", DATA)
     make = dict.fromkeys(RUNS, train)
     if not args.train_teacher:
@@ -96,6 +99,21 @@ def train(name: str) -> Result:
     start = time.monotonic()
     result = measure(name, "--start-over")  # an earlier start may have been interrupted
     return {**result, "seconds": time.monotonic() - start}
+
+
+def other_teacher(folder: Path, *, trained: bool) -> str:
+    """Returns what is wrong if a folder holds another teacher than the one that is asked for, else ""."""
+    found = sorted(folder.glob("*.pth"))
+    ours = [weights for weights in found if filecmp.cmp(weights, TEACHER, shallow=False)]
+    if trained and ours:
+        return f"{ours[0]} is the repository's teacher; to train one, make room by rm -r {folder.parent}"
+    if not trained and found != ours:
+        other = next(weights for weights in found if weights not in ours)
+        return (
+            f"{other} is not the repository's teacher; go on with --train-teacher, or make room by "
+            f"rm -r {folder.parent}"
+        )
+    return ""
 
 
 def take(name: str) -> Result:

@@ -189,11 +189,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(args.work or temporary).resolve()
         data = work / "data"
-        shutil.rmtree(work / "teachers", ignore_errors=True)  # of an earlier table
         must_run("data", in_a_process, [ROOT / "tools/make_demo_data.py", "--out", data, *IMAGES])
         for number, pair in enumerate(chosen, 1):
             folder, start, failure = work / f"pair_{number}", time.monotonic(), ""
-            shutil.rmtree(folder, ignore_errors=True)
             try:
                 check_pair(pair, folder, data, in_a_process, args.steps)
                 load_in_stock(in_a_process, folder / "run")
@@ -221,10 +219,15 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--only", metavar="PATTERN", default="", help="pairs whose line holds it; * and ?")
     parser.add_argument("--list", action="store_true", help="print the pairs and stop")
-    parser.add_argument("--steps", type=int, default=STEPS, help="of training (default: %(default)s)")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="work there instead of a temporary folder")
+    steps = "number of training steps (default: %(default)s)"
+    parser.add_argument("--steps", type=int, default=STEPS, help=steps)
+    work = "a new folder to work in, and to keep what failed"
+    parser.add_argument("--work", type=Path, metavar="DIR", help=work)
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write a table there")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.work and args.work.exists():
+        parser.error(f"--work {args.work}: it exists already; name a new folder")
+    return args
 
 
 DOCUMENT = """# Which detectors teach which

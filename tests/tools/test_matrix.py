@@ -143,3 +143,12 @@ def test_the_document_holds_what_failed_and_no_paths():
     assert "| retinanet-r50 | retinanet-r18 | mgd logits | 12 | ok |" in text
     assert "| fcos-r50 | fcos-r18 | lsh logits crosskd | 4 | FAILED: train: exit code 2, a/b |" in text
     assert str(matrix.ROOT) not in text
+
+
+def test_a_folder_that_exists_is_left_alone(tmp_path, capsys):
+    (tmp_path / "teachers").mkdir()
+    with pytest.raises(SystemExit) as end:
+        matrix.main(["--work", str(tmp_path)])
+    assert end.value.code == 2
+    assert f"--work {tmp_path}: it exists already" in capsys.readouterr().err
+    assert (tmp_path / "teachers").is_dir()
