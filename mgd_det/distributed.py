@@ -28,22 +28,28 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def sum_over_ranks(tensor: Tensor) -> None:
-    """Replace a tensor, in place, by its sum over all processes."""
+    """Replace a tensor, on any device, in place by its sum over all processes."""
     if num_ranks() > 1:
-        dist.all_reduce(tensor)
+        sent = tensor.to(sending_device(tensor.device, dist.get_backend()))
+        dist.all_reduce(sent)
+        tensor.copy_(sent)
 
 
-def from_first_rank(number: int, device: torch.device) -> int:
-    """Returns the number that process 0 gives. All processes call it.
-
-    Args:
-        device: one that the processes' backend can send from.
-    """
+def from_first_rank(number: int) -> int:
+    """Returns the number that process 0 gives. All processes call it."""
     if num_ranks() == 1:
         return number
-    sent = torch.tensor(number, device=device)
+    sent = torch.tensor(number, device=sending_device(torch.device("cpu"), dist.get_backend()))
     dist.broadcast(sent, 0)
     return int(sent)
+
+
+def sending_device(device: torch.device, backend: str) -> torch.device:
+    """Returns the device that a tensor of another one has to be on for a backend to send it.
+
+    NCCL, which Detectron2 uses on GPUs, sends from GPUs alone; each process has set the one that is its own.
+    """
+    return torch.device("cuda") if backend == "nccl" and device.type == "cpu" else device
 
 
 def keep_own_share(tensor: Tensor) -> None:

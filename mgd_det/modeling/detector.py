@@ -391,7 +391,7 @@ class DistilledDetector(ModuleWithProperties):
 
         choices = ways(spec.dtype, spec.channels_last, self.device)
         best = choices.index(fastest(choices, run)) if rank() == 0 else 0
-        self._use_way(choices[from_first_rank(best, self.device)])
+        self._use_way(choices[from_first_rank(best)])
 
     def _use_way(self, way: Way) -> None:
         assert self.teacher is not None
