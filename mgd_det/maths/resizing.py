@@ -5,7 +5,7 @@ As in `foreground.py`, position (y, x) of a feature map lies at ((x + .5) * stri
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,6 +76,15 @@ class Resizing:
                 places.append((centres * (seen[axis] / image[axis]) / stride - 0.5).clamp(0, last))
             wide = _interpolated(wide, torch.stack(places), 2 + axis)
         return wide.to(features.dtype)
+
+    def levels(self, levels: Mapping[int, Tensor], factor: int) -> dict[int, Tensor]:
+        """Returns maps at the positions that full images have with `factor` times their strides.
+
+        Args:
+            levels: by stride, as :meth:`features` takes them.
+            factor: 1 where a map answers for the positions of its own stride.
+        """
+        return {stride * factor: self.features(x, stride, stride * factor) for stride, x in levels.items()}
 
 
 def _interpolated(x: Tensor, places: Tensor, dim: int) -> Tensor:

@@ -354,17 +354,20 @@ class DistilledDetector(ModuleWithProperties):
                 info = self._taps[tap]
                 assert isinstance(info.stride, int)  # as of all taps in a backbone
                 features = channels_first(teacher[theirs], self._teacher_taps[tap])
+                confidence: Mapping[int, Tensor] | None = teacher.get(CONFIDENCE)
                 if resizing is not None:
                     its_stride = self._teacher_taps[tap].stride
                     assert isinstance(its_stride, int)
                     features = resizing.features(features, its_stride, info.stride)
+                    if confidence is not None:
+                        confidence = resizing.levels(confidence, info.stride // its_stride)
                 paired[tap] = pair_maps(
                     channels_first(student[ours], info),
                     features,
                     images,
                     info.stride,
                     boxes=boxes,
-                    confidence=teacher.get(CONFIDENCE),
+                    confidence=confidence,
                 )
         return paired
 

@@ -151,8 +151,6 @@ class DenseHead:
             found[CONFIDENCE] = dict(zip(self.strides, map(class_confidence, scores)))
         if resizing is not None and HEAD in found:
             found[HEAD] = [resizing.features(x, stride) for x, stride in zip(found[HEAD], self.strides)]
-        if resizing is not None and CONFIDENCE in found:
-            found[CONFIDENCE] = {k: resizing.features(x, k) for k, x in found[CONFIDENCE].items()}
         return found
 
     def pair(

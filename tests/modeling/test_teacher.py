@@ -203,22 +203,25 @@ def test_smaller_images_are_what_a_teacher_would_see_alone(teacher_run, images):
     assert torch.equal(found["p3"], alone["p3"])
     assert [x.shape[2:] for x in found["head"]] == [(12, 12), (6, 6), (3, 3), (2, 2), (1, 1)]
     assert torch.equal(found["head"][1], resizing.features(alone["head"][1], 16))
-    assert torch.equal(found["confidence"][8], resizing.features(alone["confidence"][8], 8))
+    assert torch.equal(found["confidence"][8], alone["confidence"][8])
     assert whole.resizing(pixels) is None
 
 
 def test_at_half_the_size_a_level_has_the_positions_of_the_students_next_one(mgd_cfg, images):
     """64 x 96 is 32 x 48 there: 4 x 6 positions of stride 8, as of stride 16 in full."""
     mgd_cfg.DISTILL.METHODS, mgd_cfg.DISTILL.IMITATION.TAPS = ["imitation"], ["p4=p3", "p5"]
+    mgd_cfg.DISTILL.IMITATION.FOREGROUND, mgd_cfg.DISTILL.IMITATION.FOREGROUND_WEIGHT = "teacher", 3.0
     mgd_cfg.DISTILL.TEACHER.SCALE = 0.5
     model = build_model(mgd_cfg)
     model.prepare()
     batch = model.to_device(images)
     with torch.no_grad():
         paired = model.pair(model.tapped.features(batch, ["p4", "p5"]), batch)
-    alone = model.teacher.features([x["image"] for x in images], "RGB", ["p3"])["p3"]
+    alone = model.teacher.features([x["image"] for x in images], "RGB", ["p3", "confidence"])
     assert paired["p4=p3"].student.shape[2:] == paired["p4=p3"].teacher.shape[2:] == (6, 6)
-    torch.testing.assert_close(paired["p4=p3"].teacher[0, :, :4, :6], alone[0, :, :4, :6])
+    found, expected = paired["p4=p3"], (alone["p3"], alone["confidence"][8])
+    torch.testing.assert_close(found.teacher[0, :, :4, :6], expected[0][0, :, :4, :6])
+    torch.testing.assert_close(found.confidence[0, :, :4, :6], expected[1][0, :, :4, :6])
     mgd_cfg.DISTILL.IMITATION.TAPS = ["p5=p3"]
     with pytest.raises(
         ConfigError, match="student has features of stride 32 and the teacher features of stride 8"
