@@ -11,7 +11,7 @@ import logging
 import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Callable
+from typing import Callable, NamedTuple
 
 import numpy as np
 import torch
@@ -169,6 +169,13 @@ class ExactLoader:
         )
 
 
+class Lost(NamedTuple):
+    """What a kill right after a checkpoint has lost."""
+
+    evaluation: bool  # if one was due at the checkpoint
+    metrics: int | None  # iteration whose line was not written
+
+
 class ExactResumeHook(HookBase):
     """Seeds every iteration, and carries what stock Detectron2 forgets through checkpoints.
 
@@ -188,6 +195,7 @@ class ExactResumeHook(HookBase):
         self._scalars: Mapping[str, ScalarHistory] = {}
         # Lines of the metrics file at the last checkpoint. Earlier runs may have written to it, too.
         self._metrics_lines = 0
+        self._lost: Lost | None = None
 
     def before_train(self) -> None:
         start = self.trainer.start_iter
@@ -201,29 +209,40 @@ class ExactResumeHook(HookBase):
         if not start:
             return
         restore_scalars(storage, self._scalars, last_written - (0 if complete else WRITE_PERIOD))
-        if self.trainer.resuming and (not complete or start % WRITE_PERIOD):
-            self._evaluate_at_checkpoint()
-        if not complete:
-            storage.iter = last_written
-            for writer in metric_writers(self.trainer):
-                writer.write()
-            storage.iter = start
+        evaluates = self.trainer.resuming and (not complete or start % WRITE_PERIOD > 0)
+        self._lost = Lost(evaluates, None if complete else last_written)
 
-    def _evaluate_at_checkpoint(self) -> None:
-        """Evaluate if that was due after the checkpoint, whose metrics have been lost."""
-        trainer = self.trainer
-        trainer.iter = trainer.storage.iter = trainer.start_iter - 1
-        for hook in evaluation_hooks(trainer):
-            hook.after_step()
-        trainer.iter = trainer.storage.iter = trainer.start_iter
+    def _make_up(self) -> None:
+        """Make up for what was due after the checkpoint and has been lost.
+
+        This is after the `before_train` of all hooks, some of which prepare for an evaluation there.
+        """
+        lost, self._lost = self._lost, None
+        if lost is None:
+            return
+        trainer, storage, iteration = self.trainer, self.trainer.storage, self.trainer.iter
+        if lost.evaluation:
+            trainer.iter = storage.iter = trainer.start_iter - 1
+            for hook in evaluation_hooks(trainer):
+                hook.after_step()
+        if lost.metrics is not None:
+            storage.iter = lost.metrics
+            for writer in metric_writers(trainer):
+                writer.write()
+        trainer.iter, storage.iter = iteration, trainer.start_iter
 
     def before_step(self) -> None:
+        self._make_up()
         seed_all(self.seed, self.trainer.iter, comm.get_rank())
 
     def after_step(self) -> None:
         iteration = self.trainer.iter + 1
         if iteration % self.period == 0 or iteration >= self.trainer.max_iter:
             self.gather()
+
+    def after_train(self) -> None:
+        if self.trainer.start_iter >= self.trainer.max_iter:  # there was no step
+            self._make_up()
 
     def gather(self) -> None:
         """Gather what a checkpoint holds of every process; all of them call it."""

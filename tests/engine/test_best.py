@@ -115,3 +115,20 @@ def test_a_metric_that_cannot_come(student_cfg, metric, options, match):
 def test_metrics_that_can(student_cfg, metric):
     student_cfg.TEST.BEST_METRIC, student_cfg.TEST.EVAL_PERIOD = metric, 2
     check_run_values(student_cfg)
+
+
+def test_an_evaluation_that_is_made_up_for_does_not_replace_a_better_one(student_cfg):
+    """An exact resume evaluates anew what a kill right after the checkpoint may have lost."""
+    student_cfg.DISTILL.EXACT_RESUME, student_cfg.SEED = True, 1
+    student_cfg.TEST.BEST_METRIC, student_cfg.TEST.EVAL_PERIOD = "bbox/AP", 1
+    register_datasets(student_cfg)
+    path = Path(student_cfg.OUTPUT_DIR, "model_best.pth")
+    for iterations in (1, 2):
+        student_cfg.SOLVER.MAX_ITER = iterations
+        trainer = Trainer(student_cfg)
+        trainer.resume_or_load(resume=iterations > 1)
+        if iterations > 1:
+            model = {"model": trainer.model.state_dict()}
+            torch.save({**model, "metric": "bbox/AP", "value": 99.0, "iteration": 0}, path)
+        trainer.train()
+    assert torch.load(path, weights_only=True)["value"] == 99.0
