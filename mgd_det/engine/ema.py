@@ -71,11 +71,14 @@ class EMAHook(HookBase):
             own.copy_(buffer)
 
     def before_train(self) -> None:
-        if self.average.n_averaged:
-            return
-        if self.trainer.start_iter:
+        if self.trainer.start_iter and not self.average.n_averaged:
             logger.warning("SOLVER.EMA: the checkpoint holds no average, so it begins with the weights there")
-        self.average.update_parameters(self.student)
+            self.average.update_parameters(self.student)
+
+    def before_step(self) -> None:
+        # Not before: the `before_train` of another hook may let the student inherit weights.
+        if not self.average.n_averaged:
+            self.average.update_parameters(self.student)
 
     def after_step(self) -> None:
         self.average.update_parameters(self.student)

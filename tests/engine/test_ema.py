@@ -98,6 +98,27 @@ def test_it_goes_on_bit_for_bit_when_a_distillation_is_resumed(mgd_cfg, tmp_path
     assert_equal(load(mgd_cfg, "model_final_ema")["model"], whole)
 
 
+class Inherits(HookBase):
+    """Changes a weight before the first step, as RematchHook does, which may be registered behind EMAHook."""
+
+    def before_train(self) -> None:
+        self.trainer.model.head.cls_score.bias.data.fill_(7.0)
+
+
+def test_it_begins_with_what_the_student_has_inherited(student_cfg):
+    student_cfg.SOLVER.MAX_ITER, student_cfg.DATASETS.TEST, student_cfg.SOLVER.BASE_LR = 1, (), 1e-9
+    student_cfg.SOLVER.EMA.ENABLED = True
+    register_datasets(student_cfg)
+    trainer = Trainer(student_cfg)
+    trainer.register_hooks([Inherits()])
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    (ema,) = (hook for hook in trainer._hooks if isinstance(hook, EMAHook))
+    torch.testing.assert_close(
+        ema.model.head.cls_score.bias, torch.full_like(ema.model.head.cls_score.bias, 7.0)
+    )
+
+
 def test_without_an_average_in_the_checkpoint_it_begins_with_the_weights_there(student_cfg, caplog):
     student_cfg.SOLVER.MAX_ITER, student_cfg.DATASETS.TEST = 2, ()
     train(student_cfg)
