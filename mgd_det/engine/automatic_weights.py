@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Callable
 
 import torch
@@ -43,6 +43,8 @@ class AutomaticWeights:
         self.teacher_every = teacher_every
         self._left = FIRST if strength else 0
         self._measured: dict[str, tuple[int, float]] = {}  # number of measurements, smoothed logarithm
+        self._known: list[str] = []  # the losses that measurements were taken of
+        self._late = False  # whether the first measurements are of a resumed run, also after `until`
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> AutomaticWeights:
@@ -52,7 +54,7 @@ class AutomaticWeights:
 
     def measures(self, iteration: int) -> bool:
         """Returns True where the gradients of an iteration, in which the teacher runs, are to be compared."""
-        if not self.strength or (self.until and iteration >= self.until):
+        if not self.strength or (self.until and iteration >= self.until and not self._late):
             return False
         return self._left > 0 or due(self.period, iteration, self.teacher_every)
 
@@ -76,7 +78,9 @@ class AutomaticWeights:
             losses: all of the detector's.
             sum_over_ranks: replaces a tensor, in place, by its sum over all processes.
         """
-        logs = [math.log(ratios[name]) if ratios.get(name, 0) > 0 else math.nan for name in losses]
+        given = [ratios.get(name, 0.0) for name in losses]
+        logs = [math.log(ratio) if 0 < ratio < math.inf else math.nan for ratio in given]
+        self._known = list(losses)
         found = torch.tensor([logs, [1.0] * len(logs)], dtype=torch.float64)
         found[:, found[0].isnan()] = 0
         sum_over_ranks(found)
@@ -88,6 +92,15 @@ class AutomaticWeights:
         if self._left:
             self._left -= 1
             if not self._left:
+                self._late = False
+                without = [
+                    name for name, loss in losses.items() if loss.weight and name not in self._measured
+                ]
+                if without:
+                    logger.warning(
+                        "DISTILL.STRENGTH: no gradient could be measured of %s, so they count nothing",
+                        ", ".join(without),
+                    )
                 weights = {name: losses[name].weight * scale for name, scale in self.scales(losses).items()}
                 logger.info(
                     "DISTILL.STRENGTH %g gives the weights %s",
@@ -97,11 +110,23 @@ class AutomaticWeights:
 
     def state_dict(self) -> State:
         """Returns what a resumed run needs: plain numbers by name."""
-        return {"left": self._left, "measured": {name: list(pair) for name, pair in self._measured.items()}}
+        measured = {name: list(pair) for name, pair in self._measured.items()}
+        return {"left": self._left, "late": self._late, "known": self._known, "measured": measured}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the state of an earlier run; a loss that it did not have is measured anew."""
-        self._left = int(state["left"])
-        self._measured = {
-            name: (int(number), float(log)) for name, (number, log) in state["measured"].items()
-        }
+    def load_state_dict(self, state: Mapping[str, Any], losses: Collection[str]) -> None:
+        """Take up the state of an earlier run.
+
+        Args:
+            state: as of :meth:`state_dict`.
+            losses: those that this run has in common with it; the first measurements are made again if there
+                are others.
+        """
+        measured = {name: pair for name, pair in state["measured"].items() if name in losses}
+        self._measured = {name: (int(number), float(log)) for name, (number, log) in measured.items()}
+        self._known = [name for name in state.get("known", state["measured"]) if name in losses]
+        self._left, self._late = int(state["left"]), bool(state.get("late", False))
+
+    def measure_anew(self, losses: Collection[str]) -> None:
+        """Make the first measurements again if there are losses of which none was taken."""
+        if self.strength and not set(losses) <= set(self._known):
+            self._left, self._late = FIRST, True

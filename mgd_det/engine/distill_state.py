@@ -49,9 +49,11 @@ class DistillState:
         self._loaded = True
         state = dict(state)
         automatic = state.pop(AUTOMATIC_KEY, None)  # checkpoints of before there were any have none
-        self.detector.load_distill_state(state)
-        if automatic and self.automatic.strength:
-            self.automatic.load_state_dict(automatic)
+        kept = self.detector.load_distill_state(state)
+        if automatic:
+            losses = [name for method in kept for name in self.detector.methods[method].losses]
+            self.automatic.load_state_dict(automatic, losses)
+        self.automatic.measure_anew(self.detector.losses)
 
     def check_resumed(self, start_iter: int) -> None:
         """Warn if a run goes on from an iteration without this state of its beginning."""

@@ -76,8 +76,8 @@ class GradientRatios:
         """Return, after the backward pass, the norm of each loss's gradient over that of the task's losses.
 
         Returns:
-            By name, the ratio at the loss's point. A loss at whose point the task has no finite gradient is
-            left out. It is empty if there was no backward pass.
+            By name, the ratio at the loss's point. A loss is left out if its gradient or the task's is
+            not finite, or the task's is zero. It is empty if there was no backward pass.
         """
         if self._scale is None:
             return {}
@@ -89,8 +89,9 @@ class GradientRatios:
                     for arrived, distilled in zip(point.arrived, self._distilled[point])
                 ]
             ).item()
-            if task > 0 and math.isfinite(task):
-                found[name] = self._own[name].item() / task
+            own = self._own[name].item()
+            if task > 0 and math.isfinite(task) and math.isfinite(own):
+                found[name] = own / task
         return found
 
 

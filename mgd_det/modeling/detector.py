@@ -318,7 +318,7 @@ class DistilledDetector(ModuleWithProperties):
         """While active, a forward pass of the student fills the yielded mapping: tap -> what it gives.
 
         Args:
-            points: filled, by tap in the backbone, with the places at which gradients can be looked at.
+            points: filled, by tap, with the places at which gradients can be looked at.
         """
         return self.tapped.capture([student_and_teacher_names(tap)[0] for tap in self.taps], points)
 
@@ -488,8 +488,11 @@ class DistilledDetector(ModuleWithProperties):
             state[WAY_KEY] = self._way._asdict()
         return state
 
-    def load_distill_state(self, state: State) -> None:
+    def load_distill_state(self, state: State) -> list[str]:
         """Take up the state of an earlier run.
+
+        Returns:
+            The names of the methods that go on; with `resume_fresh` others may start afresh.
 
         Raises:
             ConfigError: that run had another teacher, other methods, taps or widths, and `resume_fresh` is
@@ -513,13 +516,15 @@ class DistilledDetector(ModuleWithProperties):
             if set(state) != set(self.methods):
                 problem = f"the checkpoint was trained with {list(state)}"
                 raise ConfigError("DISTILL.METHODS", list(self.methods), problem, RESUME_REMEDY)
+        kept = []
         for name, method in self.methods.items():
             if another_teacher:
                 self._start_afresh(name, "the checkpoint is of a run with another teacher")
             elif name not in state:
                 self._start_afresh(name, "the checkpoint is of a run without it")
-            else:
-                self._load_method_state(name, method, state[name])
+            elif self._load_method_state(name, method, state[name]):
+                kept.append(name)
+        return kept
 
     def _check_preprocessing(self, saved: list[object] | None) -> None:
         now = None if self.teacher is None else self.teacher.preprocessing
@@ -531,19 +536,21 @@ class DistilledDetector(ModuleWithProperties):
                 "DISTILL.TEACHER.CONFIG_FILE", self.teacher_spec.config_file, problem, RESUME_REMEDY
             )
 
-    def _load_method_state(self, name: str, method: Method, state: State) -> None:
+    def _load_method_state(self, name: str, method: Method, state: State) -> bool:
+        """Returns True if the method goes on from the state, and False if it starts afresh."""
         fresh = copy.deepcopy(method.state_dict())
         try:
             method.load_state_dict(state)
+            return True
         except (ConfigError, RuntimeError) as error:
             method.load_state_dict(fresh)  # nothing stays half loaded
             if self.resume_fresh:
                 self._start_afresh(name, error)
-            elif isinstance(error, ConfigError):
+                return False
+            if isinstance(error, ConfigError):
                 raise
-            else:
-                key, problem = f"DISTILL.{name.upper()}", f"its state in the checkpoint is another ({error})"
-                raise ConfigError(key, method.taps, problem, RESUME_REMEDY) from error
+            key, problem = f"DISTILL.{name.upper()}", f"its state in the checkpoint is another ({error})"
+            raise ConfigError(key, method.taps, problem, RESUME_REMEDY) from error
 
     def _start_afresh(self, name: str, reason: object) -> None:
         logger.warning("DISTILL.RESUME_FRESH: %s starts afresh: %s", name, reason)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def test_processes_take_the_mean_of_those_that_could_measure():
     assert automatic.scales(LOSSES) == pytest.approx({"loss_a": 1 / 4, "loss_b": 1 / 2})
 
 
-@pytest.mark.parametrize("ratio", [0.0, math.nan])
+@pytest.mark.parametrize("ratio", [0.0, math.nan, math.inf])
 def test_what_cannot_be_compared_changes_nothing(ratio):
     automatic = AutomaticWeights(1.0)
     automatic.take({"loss_a": ratio, "loss_b": 2.0}, LOSSES, alone)
@@ -67,6 +68,57 @@ def test_it_measures_at_first_then_every_period_and_not_after_the_end():
     assert measured == [*range(FIRST), 20, 40]
     assert not any(AutomaticWeights(0.0, period=1).measures(i) for i in range(3))
     assert AutomaticWeights(0.0).scales(LOSSES) == {}
+
+
+def resumed(before: AutomaticWeights, common, **options) -> AutomaticWeights:
+    automatic = AutomaticWeights(1.0, **options)
+    automatic.load_state_dict(before.state_dict(), common)
+    automatic.measure_anew(LOSSES)
+    return automatic
+
+
+def measured(losses) -> AutomaticWeights:
+    automatic = AutomaticWeights(1.0)
+    for _ in range(FIRST):
+        automatic.take(dict.fromkeys(losses, 0.25), losses, alone)
+    return automatic
+
+
+def test_a_resumed_run_goes_on_with_what_was_measured():
+    automatic = resumed(measured(LOSSES), LOSSES)
+    assert automatic.scales(LOSSES) == {"loss_a": 4.0, "loss_b": 4.0}
+    assert not automatic.measures(7)
+
+
+@pytest.mark.parametrize(
+    "before, common",
+    [
+        (AutomaticWeights(0.0), LOSSES),
+        (measured({"loss_a": LOSSES["loss_a"]}), ["loss_a"]),
+        (measured(LOSSES), ["loss_a"]),
+    ],
+    ids=["without automatic weights", "without this method", "with one that starts afresh"],
+)
+def test_a_resumed_run_measures_losses_that_are_new_also_after_the_end(before, common):
+    automatic = resumed(before, common, until=50)
+    iterations = [iteration for iteration in range(60, 60 + FIRST) if automatic.measures(iteration)]
+    for _ in iterations:
+        automatic.take({"loss_a": 0.25, "loss_b": 0.5}, LOSSES, alone)
+    assert len(iterations) == FIRST
+    assert automatic.scales(LOSSES) == pytest.approx({"loss_a": 4.0, "loss_b": 2.0})
+    assert not automatic.measures(60 + FIRST)
+
+
+def test_a_loss_whose_gradient_could_never_be_measured_is_named(caplog):
+    automatic = AutomaticWeights(1.0)
+    logger = logging.getLogger("detectron2.mgd_det.engine.automatic_weights")
+    logger.addHandler(caplog.handler)
+    try:
+        for _ in range(FIRST):
+            automatic.take({"loss_a": 0.25, "loss_b": math.inf}, LOSSES, alone)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "no gradient could be measured of loss_b, so they count nothing" in caplog.text
 
 
 def test_a_training_with_it_and_its_resume(mgd_cfg):
