@@ -251,6 +251,7 @@ class Trainer(DefaultTrainer):
         scaled.defrost()
         update, schedule, experiment = (scaled.DISTILL[key] for key in ("MATCHING", "SCHEDULE", "EXPERIMENT"))
         for node, keys in (
+            (scaled.DISTILL, ("STRENGTH_UNTIL",)),
             (update, ("PERIOD", "UNTIL")),
             (schedule, schedule),
             (experiment, ("SLOW_AFTER", "SLOW_PERIOD", "DECAY_ITER")),

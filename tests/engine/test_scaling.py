@@ -18,11 +18,13 @@ def test_the_iterations_of_the_distillation_scale_with_the_training(mgd_cfg):
     mgd_cfg.SOLVER.REFERENCE_WORLD_SIZE, mgd_cfg.SOLVER.IMS_PER_BATCH = 8, 16
     mgd_cfg.SOLVER.MAX_ITER = 100
     mgd_cfg.merge_from_list(["DISTILL.MATCHING.ITERATIONS", [0, 10, 25]])
+    mgd_cfg.DISTILL.STRENGTH_UNTIL = 50
     mgd_cfg.merge_from_list(["DISTILL.MATCHING.UNTIL", 90, "DISTILL.SCHEDULE.STOP_ITER", 80])
     mgd_cfg.freeze()
     before = distillation(mgd_cfg)
     scaled = Trainer.auto_scale_workers(mgd_cfg, 2)
     assert (scaled.SOLVER.MAX_ITER, scaled.SOLVER.IMS_PER_BATCH) == (400, 4)
+    assert scaled.DISTILL.STRENGTH_UNTIL == 200
     changed = {key: value for key, value in distillation(scaled).items() if value != before[key]}
     assert changed == {
         **{"PERIOD": 12, "SLOW_AFTER": 60000, "SLOW_PERIOD": 60000},
