@@ -10,7 +10,7 @@ from detectron2.utils.file_io import PathManager
 from .functions import config_with
 from .keys import DISTILLER, own_keys
 from .lazy import lazy_student, load_lazy, save_lazy
-from .values import OPTIMIZERS
+from .values import RUN_VALUES
 
 
 def student_config(cfg: CfgNode) -> CfgNode:
@@ -18,8 +18,8 @@ def student_config(cfg: CfgNode) -> CfgNode:
 
     Stock Detectron2 builds the student from it, or the code of the project whose keys it holds. A key that
     another project has as well stays: one that a function in DISTILL.CONFIG_FUNCTIONS adds, and a
-    SOLVER.OPTIMIZER whose value is not one of ours. So does MODEL.TORCHVISION of a student that is made from
-    a network of torchvision or timm.
+    SOLVER.OPTIMIZER whose value cannot be one of ours. So does MODEL.TORCHVISION of a student that is made
+    from a network of torchvision or timm.
     """
     student = cfg.clone()
     student.defrost()
@@ -30,7 +30,7 @@ def student_config(cfg: CfgNode) -> CfgNode:
     ours = own_keys()
     if student.MODEL.TORCHVISION.NAME:
         del ours.MODEL["TORCHVISION"]
-    if student.SOLVER.get("OPTIMIZER") not in OPTIMIZERS:
+    if RUN_VALUES["SOLVER.OPTIMIZER"].problem(student.SOLVER.get("OPTIMIZER")):
         del ours.SOLVER["OPTIMIZER"]
     _drop(student, ours, config_with(names))
     return student

@@ -80,15 +80,16 @@ def test_a_section_of_theirs_in_place_of_ours_says_what_to_do():
 
 def test_the_students_config_keeps_keys_that_are_not_ours():
     cfg = both(add_project_config, add_mgd_config)
-    cfg.MODEL.PROJECT.NAME = "mine"
+    cfg.MODEL.PROJECT.NAME, cfg.SOLVER.OPTIMIZER = "mine", "LION"
     student = student_config(cfg)
     theirs = both(add_project_config)
-    theirs.MODEL.PROJECT.NAME = "mine"
+    theirs.MODEL.PROJECT.NAME, theirs.SOLVER.OPTIMIZER = "mine", "LION"
     assert student.dump() == theirs.dump()
-    cfg.SOLVER.OPTIMIZER = "SGD"  # which could be ours
-    assert "OPTIMIZER" not in student_config(cfg).SOLVER
-    cfg.DISTILL.CONFIG_FUNCTIONS = [FUNCTION]  # and is theirs
-    assert student_config(cfg).SOLVER.OPTIMIZER == "SGD"
+    for name in ("SGD", "adamw"):  # which could be ours
+        cfg.SOLVER.OPTIMIZER, cfg.DISTILL.CONFIG_FUNCTIONS = name, []
+        assert "OPTIMIZER" not in student_config(cfg).SOLVER
+        cfg.DISTILL.CONFIG_FUNCTIONS = [FUNCTION]  # and is theirs
+        assert name == student_config(cfg).SOLVER.OPTIMIZER
 
 
 def test_files_with_keys_of_others(tmp_path):
