@@ -211,8 +211,9 @@ class Method(ModuleWithProperties):
             ConfigError: that run's method had other taps.
         """
         if list(state["taps"]) != list(self.taps):
+            names = [name for name, cls in _METHODS.items() if cls is type(self)]
             raise ConfigError(
-                "DISTILL.METHODS",
+                f"DISTILL.{names[0].upper()}.TAPS" if names else "DISTILL.METHODS",
                 list(self.taps),
                 f"the checkpoint is of the taps {state['taps']}",
                 RESUME_REMEDY,
