@@ -45,7 +45,8 @@ def unlabeled_records(name: str) -> list[JsonObject]:
         For each image its file_name, image_id and, if they are known, width and height.
 
     Raises:
-        ConfigError: there is no such set, or its annotation file is no JSON with a list of images.
+        ConfigError: there is no such set, it has no images, or its annotation file is no JSON with a list of
+            images.
     """
     if name not in DatasetCatalog:
         problem = "no data set of that name is registered"
@@ -60,6 +61,9 @@ def unlabeled_records(name: str) -> list[JsonObject]:
         ]
     else:
         records = DatasetCatalog.get(name)
+    if not records:
+        problem = f"there are no images in {root or path or name}"
+        raise ConfigError(KEY, name, problem, f"Name a folder with files such as {', '.join(SUFFIXES)}.")
     keep = ("file_name", "image_id", "width", "height")
     return [{key: record[key] for key in keep if key in record} for record in records]
 
@@ -84,10 +88,6 @@ def check_unlabeled(name: str) -> None:
         ConfigError: it has no images, or one of them is missing or cannot be read.
     """
     records = unlabeled_records(name)
-    if not records:
-        root = MetadataCatalog.get(name).get("image_root", name)
-        problem = f"there are no images in {root}"
-        raise ConfigError(KEY, name, problem, f"Name a folder with files such as {', '.join(SUFFIXES)}.")
     look_at_images(name, records, partial(_file_error, name))
 
 
