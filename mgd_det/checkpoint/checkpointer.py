@@ -48,6 +48,9 @@ _PLAIN_GLOBALS = {
 }
 
 
+CHECKPOINT = re.compile(r"model_(\d+|final)\.pth")  # a name; others are weights from which no run resumes
+
+
 class _Refused(Exception):
     """Raised for a file that asks for more than tensors and plain values."""
 
@@ -124,6 +127,15 @@ class ReportingCheckpointer(DetectionCheckpointer):
         self._damaged_remedy = (
             "It may be truncated or something else under that name: fetch or write it again."
         )
+
+    def has_checkpoint(self) -> bool:
+        return bool(super().has_checkpoint() or untagged_checkpoints(self.save_dir))
+
+    def get_checkpoint_file(self) -> str:
+        """Returns the path of the checkpoint to resume from: the last one, or the first and only one."""
+        if super().has_checkpoint():
+            return super().get_checkpoint_file()
+        return os.path.join(self.save_dir, *untagged_checkpoints(self.save_dir)[:1])
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> Checkpoint:
         """Load as Detectron2 does; errors of the last checkpoint name `--resume`."""
@@ -259,6 +271,14 @@ class ReportingCheckpointer(DetectionCheckpointer):
                 f"nothing in it fits the {self.role}: {self.report}",
                 "Give weights of this architecture.",
             )
+        if self.key == "--resume" and missing:
+            raise ConfigError(
+                self.key,
+                self._path,
+                f"it is of another {self.role}: {self.report}",
+                "Resume with the MODEL keys of that run, or take its weights as MODEL.WEIGHTS of a run in "
+                "another OUTPUT_DIR.",
+            )
         if self.key == "MODEL.WEIGHTS":  # a teacher's are checked as a whole, and a resumed run's are its own
             self._check_backbone(missing)
         logger.log(logging.WARNING if missing else logging.INFO, "%s: %s", self.role, self.report)
@@ -334,17 +354,34 @@ def _check_finite(state: Mapping[str, torch.Tensor], path: str) -> None:
             raise FloatingPointError(f"{name} is not finite, so {os.path.basename(path)} is not written")
 
 
+def untagged_checkpoints(folder: str) -> list[str]:
+    """Returns the names of the checkpoints in a folder without a file `last_checkpoint`.
+
+    There is one if a run was killed between writing its first checkpoint and that file.
+    """
+    if not os.path.isdir(folder) or os.path.lexists(os.path.join(folder, "last_checkpoint")):
+        return []
+    return sorted(filter(CHECKPOINT.fullmatch, os.listdir(folder)))
+
+
 def last_checkpoint(cfg: CfgNode, *, resume: bool) -> str:
     """Returns the path of the checkpoint that a run resumes from, "" where it starts anew.
 
     Raises:
-        ConfigError: OUTPUT_DIR/last_checkpoint is no text, or does not name a file beside it.
+        ConfigError: OUTPUT_DIR/last_checkpoint is no text, or does not name a file beside it; or it is
+            missing where there are several checkpoints.
     """
     folder = cfg.OUTPUT_DIR
     tag = os.path.join(folder, "last_checkpoint")
-    if not resume or not os.path.lexists(tag):
+    if not resume:
         return ""
     remedy = "Write the name of a checkpoint that is there into it, or start anew without --resume."
+    if not os.path.lexists(tag):
+        untagged = untagged_checkpoints(folder)
+        if len(untagged) > 1:
+            problem = f"it holds {', '.join(untagged)}, and no file last_checkpoint that names one of them"
+            raise ConfigError("OUTPUT_DIR", folder, problem, remedy)
+        return os.path.join(folder, untagged[0]) if untagged else ""
     try:
         with open(tag, encoding="utf-8") as f:
             name = f.read().strip()
