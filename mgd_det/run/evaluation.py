@@ -30,7 +30,7 @@ from mgd_det.errors import ConfigError
 from mgd_det.modeling.teacher import Teacher, TeacherSpec
 from mgd_det.rng import isolated_rng
 
-from .output import claimed
+from .output import TEACHER_FOLDER, claimed
 from .setup import building, set_up
 
 logger = logging.getLogger("detectron2." + __name__)
@@ -84,7 +84,7 @@ def teacher_test_config(cfg: CfgNode) -> CfgNode:
         teacher = spec.config()
     teacher.DATASETS = cfg.DATASETS.clone()
     teacher.DATALOADER = cfg.DATALOADER.clone()
-    teacher.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "teacher")
+    teacher.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, TEACHER_FOLDER)
     return teacher
 
 

@@ -26,6 +26,8 @@ RUN_FILES = (
     *("config.yaml", "student_config.yaml", "log.txt*", "events.out.tfevents.*"),
     *("inference*", "ema", "*.partial"),
 )
+# The folder in OUTPUT_DIR that --eval-teacher writes to.
+TEACHER_FOLDER = "teacher"
 # Seconds to wait for a lock. Loader processes of a run that was killed notice that within five.
 PATIENCE = 6
 
@@ -44,6 +46,8 @@ def check_output(cfg: CfgNode, args: Namespace) -> None:
     if args.start_over and (args.resume or not trains):
         problem = "does not go with --resume, --eval-only, --eval-teacher or --suggest-weights"
         raise ConfigError("--start-over", True, problem, "Give one of them.")
+    if args.eval_teacher:
+        _check_teacher_folder(folder)
     if not trains:
         return
     _check_inputs(cfg, resume=args.resume)
@@ -92,6 +96,13 @@ def _check_inputs(cfg: CfgNode, *, resume: bool) -> None:
                 "Name another OUTPUT_DIR."
                 + (" --resume continues the run in it." if key == "MODEL.WEIGHTS" and not resume else ""),
             )
+
+
+def _check_teacher_folder(folder: str) -> None:
+    """Refuse an evaluation of the teacher whose files would take the place of those of a training."""
+    for path in _found(os.path.join(folder, TEACHER_FOLDER), ("last_checkpoint", "model_*.pth")):
+        problem = f"{path} is of a training, whose config and metrics the evaluation would overwrite"
+        raise ConfigError("OUTPUT_DIR", folder, problem, "Name another OUTPUT_DIR.")
 
 
 def _is_in(path: str, folder: str) -> bool:

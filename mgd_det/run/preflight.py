@@ -17,6 +17,7 @@ from mgd_det.config import check_run_values, load_config, uses_teacher
 from mgd_det.data.datasets import check_datasets, register_datasets
 from mgd_det.engine.evaluators import check_augmented_test, check_evaluators
 from mgd_det.errors import ConfigError
+from mgd_det.modeling.teacher import TeacherSpec
 
 from .evaluation import teacher_test_config
 from .launch import under_torchrun, world_size
@@ -47,6 +48,10 @@ def preflight(args: Namespace) -> CfgNode:
     check_output(cfg, args)
     last_checkpoint(cfg, resume=args.resume)
     learns = training and uses_teacher(cfg)
+    if learns or args.eval_teacher:
+        check_teacher_files(cfg)
+    if training and args.suggest_weights is None:
+        check_baseline(cfg)
     tests_teacher = args.eval_teacher or (learns and cfg.DISTILL.TEACHER.MIN_AP > 0)
     check_datasets(
         cfg,
@@ -56,8 +61,6 @@ def preflight(args: Namespace) -> CfgNode:
     )
     check_evaluators(cfg)
     check_augmented_test(cfg)
-    if training and args.suggest_weights is None:
-        check_baseline(cfg)
     return cfg
 
 
@@ -86,6 +89,16 @@ def check_launch(args: Namespace) -> None:
             f"{wanted} processes want one each, and {available} CUDA devices are visible",
             "Ask for as many as there are; 0 runs on the CPU, and torchrun several CPU processes.",
         )
+
+
+def check_teacher_files(cfg: CfgNode) -> None:
+    """Refuse, with a ConfigError, a teacher's config or local weights that are not there."""
+    spec = TeacherSpec.from_config(cfg)
+    spec.input_format()  # which reads the config
+    path = spec.weights_path()
+    if "://" not in path and not os.path.isfile(path.partition("?")[0]):
+        problem, remedy = "no such weight file", "Give the path of a weight file, a URL, or a model-zoo name."
+        raise ConfigError("DISTILL.TEACHER.WEIGHTS", path, problem, remedy)
 
 
 def check_baseline(cfg: CfgNode) -> None:

@@ -129,8 +129,8 @@ def _report(detector: DistilledDetector, measured: Mapping[str, list[Measured]],
     table = tabulate(rows, heads, disable_numparse=True)
     return (
         f"after {iterations} iterations, medians of the second half:\n{table}\n"
-        "With its suggested weight a loss pulls at its tap as strongly as the task does; one in the head, "
-        "whose gradient is not measured, is as large as the task's losses together. That is where to start "
+        "With its suggested weight a loss pulls at its tap as strongly as the task does; one whose "
+        "gradient could not be measured is as large as the task's losses together. That is where to start "
         "from, not an optimum: compare 4 and 16 times as much with tools/compare.py. To append:\n  "
         + " ".join(_settings(detector, measured))
     )

@@ -13,7 +13,10 @@ from detectron2.config import CfgNode
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils.file_io import PathManager
 
+from mgd_det.config import uses_teacher
+
 from .metrics import read_metrics
+from .output import TEACHER_FOLDER
 
 AP = "bbox/AP"
 # One figure for each kind of evaluation, from 0 to 100; the first that was measured stands for a run.
@@ -63,10 +66,10 @@ def short_name(metric: str) -> str:
 
 def comparison(cfg: CfgNode, tested: str, metric: str, value: float) -> list[str]:
     """Returns lines that place the student's result on a data set between baseline and teacher."""
-    if not cfg.DISTILL.ENABLED:
+    if not uses_teacher(cfg):
         return []
     short = short_name(metric)
-    teacher = last_values(os.path.join(cfg.OUTPUT_DIR, "teacher"), tested).get(metric)  # of an --eval-teacher
+    teacher = last_values(os.path.join(cfg.OUTPUT_DIR, TEACHER_FOLDER), tested).get(metric)
     if teacher is None:
         teacher = last_values(os.path.dirname(cfg.DISTILL.TEACHER.CONFIG_FILE), tested).get(metric)
     baseline = last_values(cfg.DISTILL.BASELINE, tested).get(metric) if cfg.DISTILL.BASELINE else None

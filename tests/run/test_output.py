@@ -210,3 +210,43 @@ def test_a_killed_run_does_not_hold_its_folder(student_cfg, tmp_path):
     reached = torch.load(tmp_path / "run" / last, weights_only=True)["iteration"] + 1
     output = run_tool(*command, "SOLVER.MAX_ITER", reached + 1).stdout
     assert f"Starting training from iteration {reached}" in output
+
+
+@pytest.mark.parametrize("left", ["last_checkpoint", "model_0000004.pth"])
+def test_an_evaluation_of_the_teacher_leaves_a_training_in_its_folder_alone(left, mgd_cfg, start, tmp_path):
+    (tmp_path / "run/teacher").mkdir(parents=True)
+    (tmp_path / "run/teacher" / left).write_text("earlier work")
+    code, error = start(mgd_cfg, "--eval-teacher")
+    assert code == 2
+    assert f"OUTPUT_DIR = '{tmp_path}/run': {tmp_path}/run/teacher/{left} is of a training" in error
+    assert contents(tmp_path / "run") == {f"teacher/{left}": b"earlier work"}
+
+
+def test_a_resume_without_the_name_of_the_checkpoint(student_cfg, start, tmp_path):
+    """A kill may leave the first checkpoint before its name; of several ones none is chosen."""
+    student_cfg.SOLVER.MAX_ITER, student_cfg.DATASETS.TEST = 1, ()
+    assert start(student_cfg)[0] == 0
+    (tmp_path / "run/model_0000000.pth").unlink(missing_ok=True)
+    (tmp_path / "run/last_checkpoint").unlink()
+    student_cfg.SOLVER.MAX_ITER = 2
+    assert start(student_cfg, "--resume")[0] == 0
+    log = (tmp_path / "run/log.txt").read_text()
+    assert "Starting training from iteration 1" in log
+    (tmp_path / "run/last_checkpoint").unlink()
+    (tmp_path / "run/model_0000001.pth").write_bytes((tmp_path / "run/model_final.pth").read_bytes())
+    code, error = start(student_cfg, "--resume")
+    assert code == 2
+    assert "it holds model_0000001.pth, model_final.pth, and no file last_checkpoint" in error
+
+
+def test_a_checkpoint_of_another_student_is_not_resumed(student_cfg, start, tmp_path):
+    student_cfg.SOLVER.MAX_ITER, student_cfg.DATASETS.TEST = 1, ()
+    assert start(student_cfg)[0] == 0
+    before = contents(tmp_path / "run")
+    student_cfg.SOLVER.MAX_ITER, student_cfg.MODEL.FPN.OUT_CHANNELS = 2, 24
+    code, error = start(student_cfg, "--resume")
+    assert code == 2
+    assert "it is of another" in error and "Resume with the MODEL keys of that run" in error
+    assert {name: before[name] for name in ("config.yaml", "student_config.yaml")} == {
+        name: (tmp_path / "run" / name).read_bytes() for name in ("config.yaml", "student_config.yaml")
+    }
