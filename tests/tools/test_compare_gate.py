@@ -24,9 +24,10 @@ LIMITS = Gate("val", "longer", 0.5, 5.0)
 
 
 def test_both_halves_by_hand():
-    """Seeds 1 and 2 have both lengths: 40 and 44 become 40.2 and 44.4, means of 42 and 42.3."""
-    found = judge(LIMITS, 47.0, {1: 40.0, 2: 44.0, 3: 99.0}, {1: 40.2, 2: 44.4, 4: 0.0})
-    assert (found.baseline_ap, found.teacher_ap, found.n, found.lead) == (42.0, 47.0, 2, 5.0)
+    """The baseline has (40 + 44 + 45) / 3; seeds 1 and 2 have both lengths and gain 0.2 and 0.4."""
+    found = judge(LIMITS, 48.0, {1: 40.0, 2: 44.0, 3: 45.0}, {1: 40.2, 2: 44.4, 4: 0.0})
+    assert (found.baseline_ap, found.baseline_seeds, found.teacher_ap, found.lead) == (43.0, 3, 48.0, 5.0)
+    assert found.n == 2
     assert found.baseline_ap_twice == pytest.approx(42.3)
     assert found.gain == pytest.approx(0.3)
     assert found.half_width == pytest.approx(0.1 * 12.7062, abs=1e-3)  # Student's t of one degree of freedom
@@ -40,7 +41,8 @@ def test_both_halves_by_hand():
         (44.9, {1: 40.0, 2: 40.0}, {1: 39.0, 2: 40.0}, (True, False)),
         (47.0, {1: 40.0, 2: 40.0}, {1: 40.0}, (None, True)),  # one seed cannot tell
         (None, {1: 40.0, 2: 40.0}, {1: 40.0, 2: 40.0}, (True, None)),
-        (47.0, {1: 40.0}, {2: 40.0}, (None, None)),
+        (47.0, {1: 40.0}, {2: 40.0}, (None, True)),  # the teacher's lead needs no second length
+        (47.0, {}, {1: 40.0}, (None, None)),
     ],
 )
 def test_a_gate_that_is_not_passed(teacher, once, twice, halves):
@@ -112,7 +114,7 @@ def test_a_passed_gate_is_read_on_its_own_set(tmp_path, capsys, monkeypatch):
     for line in (
         "| gate, on demo_val | AP | required | |",
         "| baseline, seeds: 2 | 42.00 | - | - |",
-        "| the same seeds, twice the length | 42.30 | - | - |",
+        "| twice the length, seeds that both have: 2 | 42.30 | - | - |",
         "| teacher | 47.00 | - | - |",
         "gained by twice the length | +0.30 (95%: -0.97 to +1.57) | below +0.50 | passes |",
         "| teacher above the baseline | +5.00 | at least +5.00 | passes |",
@@ -143,6 +145,15 @@ def test_a_gate_that_is_not_measured_yet(tmp_path, capsys, monkeypatch):
     text, figures = report(tmp_path, capsys, monkeypatch, {"alone": {11: 40.0}, "longer": {11: 40.0}})
     assert "the baseline has 1 of at least 2 seeds at both lengths; how far the teacher" in text
     assert (figures["teacher_ap"], figures["baseline_ap"]) == (None, 40.0)
+
+
+def test_the_teachers_lead_is_known_before_twice_the_length(tmp_path, capsys, monkeypatch):
+    on_val = {"teacher": {0: 47.0}, "alone": {11: 40.0, 12: 42.0}}
+    text, figures = report(tmp_path, capsys, monkeypatch, on_val)
+    assert "the baseline has 0 of at least 2 seeds at both lengths." in text.splitlines()[2]
+    assert "| baseline, seeds: 2 | 41.00 | - | - |" in text
+    assert "| teacher above the baseline | +6.00 | at least +5.00 | passes |" in text
+    assert (figures["gate"]["lead"], figures["gate"]["passed"]) == (6.0, False)
 
 
 def test_on_the_set_that_arms_are_measured_on_the_teacher_alone_is_evaluated(tmp_path, monkeypatch):

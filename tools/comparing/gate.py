@@ -31,10 +31,11 @@ class Verdict(NamedTuple):
 
     gate: Gate
     teacher_ap: float | None
-    baseline_ap: float | None  # mean over the seeds that both lengths have
-    baseline_ap_twice: float | None  # mean over the same seeds
-    n: int  # those seeds
-    gain: float | None  # of twice the length
+    baseline_ap: float | None  # mean over its seeds
+    baseline_seeds: int  # how many it has
+    baseline_ap_twice: float | None  # mean over the seeds that both lengths have
+    n: int  # how many both have
+    gain: float | None  # of twice the length, over those
     half_width: float | None  # of its confidence interval
     lead: float | None  # of the teacher over the baseline
     converged: bool | None
@@ -77,12 +78,13 @@ def judge(
         twice: the same at twice the length.
     """
     gains = paired(twice, once)
-    baseline_ap, gain = mean([once[seed] for seed in gains]), mean(list(gains.values()))
+    baseline_ap, gain = mean(list(once.values())), mean(list(gains.values()))
     lead = None if teacher_ap is None or baseline_ap is None else teacher_ap - baseline_ap
     return Verdict(
         gate=gate,
         teacher_ap=teacher_ap,
         baseline_ap=baseline_ap,
+        baseline_seeds=len(once),
         baseline_ap_twice=mean([twice[seed] for seed in gains]),
         n=len(gains),
         gain=gain,

@@ -45,8 +45,13 @@ def gate_lines(verdict: Verdict) -> list[str]:
     if verdict.half_width is not None:
         gained += f" ({CONFIDENCE:.0%}: {interval(verdict.gain, verdict.half_width)})"
     rows = [
-        (f"baseline, seeds: {verdict.n}", number(verdict.baseline_ap, ".2f"), "-", "-"),
-        ("the same seeds, twice the length", number(verdict.baseline_ap_twice, ".2f"), "-", "-"),
+        (f"baseline, seeds: {verdict.baseline_seeds}", number(verdict.baseline_ap, ".2f"), "-", "-"),
+        (
+            f"twice the length, seeds that both have: {verdict.n}",
+            number(verdict.baseline_ap_twice, ".2f"),
+            "-",
+            "-",
+        ),
         ("teacher", number(verdict.teacher_ap, ".2f"), "-", "-"),
         (
             "distance of the baseline from convergence: gained by twice the length",
