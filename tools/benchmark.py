@@ -39,6 +39,7 @@ from commandline import (
     argument_parser,
     bad_input_in_one_line,
     circumstances_in_words,
+    output_file,
     say,
     write_json,
 )
@@ -48,6 +49,7 @@ from gpu.records import measured
 from mgd_det.config import DTYPES, load_config
 from mgd_det.config.functions import add_config_flag
 from mgd_det.data.datasets import check_datasets, register_datasets
+from mgd_det.errors import ConfigError
 
 PARTS = ("loss", "solve", "steps", "memory")
 # Only where they are asked for: for "data" the training set must be there, the others take long.
@@ -113,11 +115,13 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str]) -> None:
     args = parse_arguments(argv)
-    os.chdir(ROOT)
-    if args.report:
-        args.report.write_text(report(), encoding="utf-8")
-        return
     with bad_input_in_one_line():
+        report_file = args.report and output_file("--report", args.report)
+        records_file = args.json and records_to_extend(args.json)
+        os.chdir(ROOT)
+        if report_file:
+            report_file.write_text(report(), encoding="utf-8")
+            return
         found = measure(args)
     record = {
         "command": shlex.join(["tools/benchmark.py", *argv]),
@@ -125,9 +129,9 @@ def main(argv: Sequence[str]) -> None:
         "device": args.device,
         **found,
     }
-    if args.json:
-        write_record(args.json, args.record, record)
     say("\n".join(lines(record)))
+    if records_file:
+        write_record(records_file, args.record, record)
 
 
 def report() -> str:
@@ -139,6 +143,23 @@ def report() -> str:
 def read_records(path: Path) -> dict[str, Figures]:
     """Returns the records of earlier measurements by name; none if there is no such file."""
     return json.loads(path.read_text()) if path.exists() else {}
+
+
+def records_to_extend(path: Path) -> Path:
+    """Returns the absolute path of --json, in a folder that is made for it.
+
+    Raises:
+        ConfigError: it cannot be written, or holds something else than records.
+    """
+    file = output_file("--json", path)
+    try:
+        found: list[object] = list(read_records(file).values())
+    except (OSError, ValueError, AttributeError):  # it cannot be read, is not JSON, or is not a table
+        found = [None]
+    if not all(isinstance(record, dict) for record in found):
+        problem = "holds something else than records of measurements"
+        raise ConfigError("--json", str(path), problem, "Name another file, or a new one.")
+    return file
 
 
 def write_record(path: Path, name: str, record: Mapping[str, object]) -> None:

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import torch
 from _checkout import ROOT
-from benchmark import write_record
+from benchmark import records_to_extend, write_record
 from benchmarking.report import lines
-from commandline import Figures, circumstances_in_words, say
+from commandline import Figures, bad_input_in_one_line, circumstances_in_words, say
 from detectron2.modeling import build_model
 from make_demo_data import main as make_data
 
@@ -71,15 +71,17 @@ def main(argv: Sequence[str]) -> None:
         "--record", default="cpu_start", metavar="NAME", help="of its record (default: %(default)s)"
     )
     args = parser.parse_args(argv)
+    with bad_input_in_one_line():
+        records_file = args.json and records_to_extend(args.json)
     record = {
         "command": shlex.join(["tools/benchmark_start.py", *argv]),
         **circumstances_in_words(platform.system(), f"{torch.get_num_threads()} threads of torch", gpus=0),
         "device": "cpu",
         "start": {"config": args.config_file, "rows": measure(args.config_file, args.checkouts, args.runs)},
     }
-    if args.json:
-        write_record(args.json, args.record, record)
     say("\n".join(lines(record)))
+    if records_file:
+        write_record(records_file, args.record, record)
 
 
 def measure(config_file: str, checkouts: Sequence[Path], runs: int) -> list[Figures]:

@@ -39,6 +39,36 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
+def output_folder(flag: str, path: Path) -> Path:
+    """Make a folder to write to, unless it is there; returns its absolute path.
+
+    Raises:
+        ConfigError: it cannot be made, or nothing can be written to it; the message names the flag.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problem = f"the folder cannot be made ({error.strerror})"
+        raise ConfigError(flag, str(path), problem, "Name another.") from error
+    if not os.access(path, os.W_OK):
+        raise ConfigError(flag, str(path), "nothing can be written to the folder", "Name another.")
+    return path.absolute()
+
+
+def output_file(flag: str, path: Path) -> Path:
+    """Make the folder of a file to write; returns the file's absolute path.
+
+    Commands call this first of all: a path that cannot be written to is found before the work and not after
+    it, and a later change of the working directory does not move the file.
+
+    Raises:
+        ConfigError: it cannot be written; the message names the flag.
+    """
+    if path.is_dir():
+        raise ConfigError(flag, str(path), "is a folder", "Name a file.")
+    return output_folder(flag, path.parent) / path.name
+
+
 def write_json(path: Path, content: object) -> None:
     """Write a file of figures, in a folder that is made for it; an interruption leaves the old one whole."""
     path.parent.mkdir(parents=True, exist_ok=True)

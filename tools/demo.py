@@ -14,11 +14,19 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from _checkout import ROOT
-from commandline import Figures, argument_parser, circumstances, say
+from commandline import (
+    Figures,
+    argument_parser,
+    bad_input_in_one_line,
+    circumstances,
+    output_file,
+    say,
+    write_json,
+)
 from processes import Process, Word, call
 
 DATA = Path("datasets/demo")
@@ -36,7 +44,7 @@ FIGURES = re.compile(r"copypaste: ([\d.]+),([\d.]+),")  # AP and AP50, as Detect
 Result = Mapping[str, float]  # of a run: AP and AP50, and its seconds unless it was trained before
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     again = "rm -r output/demo && tools/demo.py"
     examples = f"examples:\n  tools/demo.py\n  {again}   (anew)\n  {again} --train-teacher   (without ours)"
     parser = argument_parser(__doc__, examples)
@@ -44,7 +52,9 @@ def main() -> None:
     parser.add_argument(
         "--train-teacher", action="store_true", help="for some minutes, instead of taking ours"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    with bad_input_in_one_line():
+        record_file = args.record and output_file("--record", args.record)
     os.chdir(ROOT)
     if problem := other_teacher(OUTPUT / "teacher", trained=args.train_teacher):
         sys.exit(f"error: {problem}")
@@ -61,9 +71,9 @@ def main() -> None:
     say(table(results))
     say(f"detections side by side: {OUTPUT / 'detections.png'}")
     say(f"the student, for stock Detectron2: {OUTPUT / 'student_mgd'}/model_final.pth, student_config.yaml")
-    if args.record:
+    if record_file:
         command = "tools/demo.py --train-teacher" if args.train_teacher else "make demo"
-        args.record.write_text(json.dumps(record(command, results), indent=2) + "\n")
+        write_json(record_file, record(command, results))
     if not args.train_teacher:  # the reference is of ours
         warn_if_low(results, json.loads(REFERENCE.read_text())["results"])
 

@@ -22,7 +22,15 @@ import selfcheck
 import torch
 from _checkout import ROOT
 from checking.verdicts import line, result_of
-from commandline import Figures, Record, argument_parser, say, write_json
+from commandline import (
+    Figures,
+    Record,
+    argument_parser,
+    bad_input_in_one_line,
+    output_folder,
+    say,
+    write_json,
+)
 from gpu.records import MEASURED, RESULTS, new_record, read_or_new
 from gpu.stages import Part, all_stages
 from gpu.wheels import wheels
@@ -78,6 +86,8 @@ def main(argv: Sequence[str]) -> int:
             "error: torch sees no GPU here; --tiny --device cpu --out DIR tries this tool without\n"
         )
         return NO_GPU
+    with bad_input_in_one_line():
+        output_folder("--out", args.out)
     stages = all_stages(args.device, args.tiny)
     new = new_record(args.device, args.tiny)
     passed = [run_stage(name, stages[name], args.out, new, args.again) for name in args.stage]

@@ -26,7 +26,13 @@ from typing import Any, Callable
 
 import torch
 from _checkout import ROOT
-from commandline import argument_parser, circumstances_in_words, say
+from commandline import (
+    argument_parser,
+    bad_input_in_one_line,
+    circumstances_in_words,
+    output_file,
+    say,
+)
 from matrix_pairs import ALL, PAIRS, network_config
 from processes import ONE_THREAD, Failed, Word, call
 
@@ -185,6 +191,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.list:
         say("\n".join(map(str, chosen)))
         return 0
+    with bad_input_in_one_line():
+        document_file = args.markdown and output_file("--markdown", args.markdown)
     rows, width = [], max(len(str(pair)) for pair in chosen)
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(args.work or temporary).resolve()
@@ -204,9 +212,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             say(f"{verdict:6}  {pair!s:{width}}  {seconds:4.0f} s  {failure}".rstrip())
     failed = sum(bool(failure) for *_, failure in rows)
     say(f"{len(rows) - failed} of {len(rows)} pairs work")
-    if args.markdown:
+    if document_file:
         command = ["tools/matrix.py", *(sys.argv[1:] if arguments is None else arguments)]
-        args.markdown.write_text(document(command, rows, args.steps))
+        document_file.write_text(document(command, rows, args.steps), encoding="utf-8")
     return int(failed > 0)
 
 

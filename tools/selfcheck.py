@@ -37,7 +37,15 @@ from checking.interruptions import concurrent_runs, evaluation_kill, full_disk, 
 from checking.jobs import prepare
 from checking.report import document
 from checking.verdicts import line, result_of
-from commandline import Figures, argument_parser, circumstances_in_words, say
+from commandline import (
+    Figures,
+    argument_parser,
+    bad_input_in_one_line,
+    circumstances_in_words,
+    output_file,
+    say,
+    write_json,
+)
 from gpu.records import checked
 from gpu.stages import device_tests
 
@@ -84,6 +92,9 @@ def main(argv: Sequence[str]) -> int:
     if args.worker:
         ranks_worker(*args.worker)
         return 0
+    with bad_input_in_one_line():
+        figures_file = args.json and output_file("--json", args.json)
+        report_file = args.report and output_file("--report", args.report)
     signal.signal(signal.SIGTERM, stop)
     results = {}
     with tempfile.TemporaryDirectory(prefix="selfcheck_") as temporary:
@@ -102,10 +113,10 @@ def main(argv: Sequence[str]) -> int:
         **circumstances_in_words(platform.system()),
         "results": results,
     }
-    if args.json:
-        args.json.write_text(json.dumps(record, indent=2) + "\n")
-    if args.report:
-        args.report.write_text(report(record))
+    if figures_file:
+        write_json(figures_file, record)
+    if report_file:
+        report_file.write_text(report(record), encoding="utf-8")
     return 0 if all(result["passed"] for result in results.values()) else 1
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from functools import partial
 
+import benchmark
 import pytest
 import torch
 from benchmark import read_records, write_record
@@ -259,6 +260,24 @@ def test_the_loader_reads_photographs_where_there_is_no_data(tmp_path, mgd_cfg):
     found = loader_share(mgd_cfg, images=2, batches=1, step=10.0)
     assert found["of a step"] == found["seconds"] / 10
     assert found["images a second"] == 2 / found["seconds"]
+
+
+@pytest.mark.parametrize("content", ["not JSON", "[]", '{"command": "make demo"}'])
+def test_a_file_of_something_else_is_found_before_the_measuring(content, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    file = tmp_path / "figures.json"
+    file.write_text(content)
+    with pytest.raises(SystemExit) as end:
+        benchmark.main(["--json", str(file)])
+    problem = f"error: --json = '{file}': holds something else than records of measurements. "
+    assert (end.value.code, file.read_text()) == (2, content)
+    assert capsys.readouterr().err == f"{problem}Name another file, or a new one.\n"
+
+
+def test_a_report_is_written_where_the_command_is_called(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    benchmark.main(["--report", "new/report.md"])
+    assert (tmp_path / "new/report.md").read_text() == (ROOT / "docs/performance.md").read_text()
 
 
 def test_an_unknown_config_is_one_line():
