@@ -50,6 +50,7 @@ from mgd_det.config import DTYPES, load_config
 from mgd_det.config.functions import add_config_flag
 from mgd_det.data.datasets import check_datasets, register_datasets
 from mgd_det.errors import ConfigError
+from mgd_det.methods import method_defaults
 
 PARTS = ("loss", "solve", "steps", "memory")
 # Only where they are asked for: for "data" the training set must be there, the others take long.
@@ -84,7 +85,12 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--config-file", default="configs/retinanet_r18_mgd.yaml", metavar="FILE")
     add_config_flag(parser)
     parser.add_argument(
-        "--methods", nargs="+", default=["mgd"], metavar="METHOD", help="each by itself (default: mgd)"
+        "--methods",
+        nargs="+",
+        choices=list(method_defaults()),
+        default=["mgd"],
+        metavar="METHOD",
+        help=f"methods, each measured by itself: {', '.join(method_defaults())} (default: mgd)",
     )
     parser.add_argument("--images", type=int, default=2, metavar="N", help="of a batch (default: 2)")
     parser.add_argument(
@@ -167,9 +173,23 @@ def write_record(path: Path, name: str, record: Mapping[str, object]) -> None:
     write_json(path, {**read_records(path), name: record})
 
 
+def device_here(name: str) -> torch.device:
+    """Returns the device of that name.
+
+    Raises:
+        ConfigError: torch cannot use it on this machine.
+    """
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError) as error:  # the second from a torch without CUDA
+        reason = str(error).splitlines()[0]
+        remedy = "Give cpu, or cuda on a machine with a GPU."
+        raise ConfigError("--device", name, f"cannot be used here ({reason})", remedy) from error
+
+
 def measure(args: argparse.Namespace) -> Figures:
     """Returns the figures of the parts that were asked for."""
-    device = torch.device(args.device)
+    device = device_here(args.device)
     found: Figures = {}
     cfg = load_config(args.config_file, args.opts, device=args.device, functions=args.config_function)
     register_datasets(cfg)

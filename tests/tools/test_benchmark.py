@@ -280,6 +280,16 @@ def test_a_report_is_written_where_the_command_is_called(tmp_path, monkeypatch):
     assert (tmp_path / "new/report.md").read_text() == (ROOT / "docs/performance.md").read_text()
 
 
+@pytest.mark.parametrize("name", ["nonsense", "cuda:99"])
+def test_a_device_that_is_not_there_is_one_line(name, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as end:
+        benchmark.main(["--device", name])
+    error = capsys.readouterr().err
+    assert (end.value.code, error.count("\n")) == (2, 1)
+    assert error.startswith(f"error: --device = '{name}': cannot be used here (")
+
+
 def test_an_unknown_config_is_one_line():
     """In a process that imports everything itself, and may warn of nothing."""
     command = [sys.executable, "tools/benchmark.py", "--config-file", "gone.yaml"]
