@@ -8,6 +8,7 @@ teacher comes with the repository, because a good one takes an hour. What is alr
 from __future__ import annotations
 
 import filecmp
+import hashlib
 import json
 import os
 import re
@@ -89,18 +90,28 @@ def detections(name: str) -> Path:
 
 
 def reused(name: str) -> Result | None:
-    """Returns what an earlier call has measured, if there is anything."""
+    """Returns what an earlier call has measured with the teacher that is there now, if there is anything."""
     path = OUTPUT / name / RESULT
     if not path.exists():
         return None
+    found = json.loads(path.read_text())
+    if found.pop("teacher", "unknown") != teacher_of(name):
+        return None
     say(f"{RUNS[name]}: reusing {OUTPUT / name}")
-    found: Result = json.loads(path.read_text())
     return found
 
 
 def keep(name: str, result: Result) -> Result:
-    (OUTPUT / name / RESULT).write_text(json.dumps(result))
+    write_json(OUTPUT / name / RESULT, {**result, "teacher": teacher_of(name)})
     return result
+
+
+def teacher_of(name: str) -> str | None:
+    """Returns the SHA-256 of the teacher's weights that a network is or learns from; None without any."""
+    weights = OUTPUT / "teacher/model_final.pth"
+    if name == "student" or not weights.exists():
+        return None
+    return hashlib.sha256(weights.read_bytes()).hexdigest()
 
 
 def train(name: str) -> Result:
