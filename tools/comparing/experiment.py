@@ -82,7 +82,7 @@ def read_experiment(path: Path) -> Experiment:
         if folder.is_file():
             raise ConfigError(key, str(folder), "is a file", "Name a folder.")
     seeds = document["seeds"]
-    if not seeds or len(set(seeds)) < len(seeds) or not all(type(s) is int and s >= 0 for s in seeds):
+    if not seeds or not all(type(s) is int and s >= 0 for s in seeds) or len(set(seeds)) < len(seeds):
         problem = "not a list of different whole numbers, each at least 0"
         raise ConfigError("seeds", seeds, problem, "Give at least one, such as [11, 12, 13].")
     arms = [read_arm(name, entry, shared, document["iterations"]) for name, entry in document["arms"].items()]
@@ -94,7 +94,7 @@ def read_experiment(path: Path) -> Experiment:
         raise ConfigError("baseline", document["baseline"], problem, f"Choose among {names}.")
     pairs = read_pairs(document.get("pairs", []), names)
 
-    functions = document.get("functions", [])
+    functions = [str(name) for name in document.get("functions", [])]
     opts = with_seed(shared, seeds[0])
     cfg = load_config(str(config), opts, key="config", opts_key="set", functions=functions)
     if len(cfg.DATASETS.TEST) != 1:
