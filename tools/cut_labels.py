@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from commandline import argument_parser, bad_input_in_one_line, say
+from commandline import argument_parser, bad_input_in_one_line, output_folder, say
 
 from mgd_det.errors import ConfigError
 
@@ -44,7 +44,7 @@ def cut(args: argparse.Namespace) -> None:
     """Write both parts.
 
     Raises:
-        ConfigError: the share is none, or the file cannot be read.
+        ConfigError: the share is none, the file cannot be read, or nothing can be written there.
     """
     if not 0 < args.share < 1:
         raise ConfigError("--share", args.share, "not between 0 and 1", "Give one such as 0.25.")
@@ -53,8 +53,7 @@ def cut(args: argparse.Namespace) -> None:
     if not (labelled["images"] and rest["images"]):
         problem = f"of {len(coco['images'])} images leaves one of the parts empty"
         raise ConfigError("--share", args.share, problem, "Give another, such as 0.25.")
-    folder = args.out or args.annotations.parent
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = output_folder("--out", args.out) if args.out else args.annotations.parent
     for name, part in {"labelled": labelled, "rest": rest}.items():
         drawn = f"{100 * args.share:g}" + (f"_seed{args.seed}" if args.seed else "")
         path = folder / f"{args.annotations.stem}_{drawn}_{name}.json"

@@ -19,7 +19,7 @@ from typing import Callable
 import _checkout
 import torch
 from benchmarking.timing import Timing, in_turn
-from commandline import BAD_INPUT, argument_parser, say
+from commandline import BAD_INPUT, argument_parser, output_folder, say
 from exporting.formats import FORMATS, Agreement, Detector, Disagreement, Runnable, check_packages, compare
 from exporting.networks import (
     Network,
@@ -90,7 +90,7 @@ def export(args: argparse.Namespace) -> None:
         problem = "the student finds nothing in it, so that nothing could be compared"
         raise ConfigError("--image", path, problem, "Name one in which it does.")
 
-    args.out.mkdir(parents=True, exist_ok=True)
+    output_folder("--out", args.out)
     say(f"student: {type(student.model).__name__}, takes {student.input_format}; {path} at {size(image)}")
     programs: dict[str, Callable[[], object]] = {}
     rows: dict[str, tuple[float, int | None]] = {}

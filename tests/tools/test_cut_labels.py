@@ -68,6 +68,16 @@ def test_the_files_of_another_seed_have_other_names(tmp_path):
     ]
 
 
+def test_a_file_cannot_be_the_folder(tmp_path, capsys):
+    file = tmp_path / "train.json"
+    file.write_text(json.dumps(coco(8)))
+    with pytest.raises(SystemExit) as end:
+        cut_labels.main([str(file), "--share", "0.25", "--out", str(file)])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: --out = '{file}': the folder cannot be made (")
+    assert [path.name for path in tmp_path.iterdir()] == ["train.json"]
+
+
 @pytest.mark.parametrize(
     ("text", "share", "message"),
     [
