@@ -69,6 +69,17 @@ def output_file(flag: str, path: Path) -> Path:
     return output_folder(flag, path.parent) / path.name
 
 
+def new_file(flag: str, path: Path) -> Path:
+    """Make the folder of a file to write that must not be there yet; returns the file's absolute path.
+
+    Raises:
+        ConfigError: it is there, or cannot be written; the message names the flag.
+    """
+    if path.exists():
+        raise ConfigError(flag, str(path), "is there already", "Name another, or remove it.")
+    return output_file(flag, path)
+
+
 def write_json(path: Path, content: object) -> None:
     """Write a file of figures, in a folder that is made for it; an interruption leaves the old one whole."""
     path.parent.mkdir(parents=True, exist_ok=True)

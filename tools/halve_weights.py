@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from commandline import argument_parser, bad_input_in_one_line, say
+from commandline import argument_parser, bad_input_in_one_line, new_file, say
 from torch import Tensor
 
 from mgd_det.errors import ConfigError
@@ -36,10 +36,9 @@ def write(args: argparse.Namespace) -> None:
     """Write the file.
 
     Raises:
-        ConfigError: there is no model in the one, or the other is there already.
+        ConfigError: there is no model in the one, or the other is there already or cannot be written.
     """
-    if args.out.exists():
-        raise ConfigError("OUT.pth", str(args.out), "is there already", "Name another, or remove it.")
+    new_file("OUT.pth", args.out)
     try:
         found = torch.load(args.weights, map_location="cpu", weights_only=True)["model"]
     except Exception as error:  # torch raises errors of many kinds for files that are none of its own
@@ -48,7 +47,6 @@ def write(args: argparse.Namespace) -> None:
         raise ConfigError(
             "FILE.pth", str(args.weights), f"has no readable model ({reason})", remedy
         ) from error
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"model": halved(found)}, args.out)
     say(f"{args.out}: {len(found)} tensors, {args.out.stat().st_size / 2**20:.1f} MiB")
 

