@@ -19,7 +19,7 @@ from mgd_det.errors import ConfigError
 
 EXAMPLES = """
 examples:
-  tools/halve_weights.py output/studies/shapes/teacher/model_final.pth configs/studies/shapes/teacher.pth
+  tools/halve_weights.py output/studies/shapes/teacher/model_final.pth output/studies/shapes/teacher.pth
 """
 
 
