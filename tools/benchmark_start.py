@@ -26,6 +26,7 @@ from benchmarking.report import lines
 from commandline import Figures, bad_input_in_one_line, circumstances_in_words, say
 from detectron2.modeling import build_model
 from make_demo_data import main as make_data
+from processes import Failed
 
 from mgd_det.config import load_config, student_config
 from mgd_det.modeling.teacher import TeacherSpec
@@ -71,13 +72,19 @@ def main(argv: Sequence[str]) -> None:
         "--record", default="cpu_start", metavar="NAME", help="of its record (default: %(default)s)"
     )
     args = parser.parse_args(argv)
+    if args.runs < 1:
+        parser.error("--runs must be at least 1")
     with bad_input_in_one_line():
         records_file = args.json and records_to_extend(args.json)
+        try:
+            rows = measure(args.config_file, args.checkouts, args.runs)
+        except Failed as error:
+            sys.exit(f"error: {error}")
     record = {
         "command": shlex.join(["tools/benchmark_start.py", *argv]),
         **circumstances_in_words(platform.system(), f"{torch.get_num_threads()} threads of torch", gpus=0),
         "device": "cpu",
-        "start": {"config": args.config_file, "rows": measure(args.config_file, args.checkouts, args.runs)},
+        "start": {"config": args.config_file, "rows": rows},
     }
     say("\n".join(lines(record)))
     if records_file:
@@ -85,7 +92,12 @@ def main(argv: Sequence[str]) -> None:
 
 
 def measure(config_file: str, checkouts: Sequence[Path], runs: int) -> list[Figures]:
-    """Returns the seconds of each kind of start, and their ratio to stock's start with the teacher's load."""
+    """Returns the seconds of each kind of start, and their ratio to stock's start with the teacher's load.
+
+    Raises:
+        ConfigError: the config cannot be used.
+        Failed: a start failed.
+    """
     with tempfile.TemporaryDirectory() as folder:
         stock, teacher, distilled = prepare(Path(folder), config_file)
         starts = {"stock": (ROOT, stock), FLOOR: (ROOT, [*stock, teacher])}
@@ -129,18 +141,26 @@ def prepare(folder: Path, config_file: str) -> tuple[list[str], str, list[str]]:
 
 
 def start(checkout: Path, command: Sequence[str]) -> tuple[float, float]:
-    """Returns the wall-clock and CPU seconds of a script until its first iteration."""
+    """Returns the wall-clock and CPU seconds of a script until its first iteration.
+
+    Raises:
+        Failed: it ended before; the text has what it wrote to stderr.
+    """
     begin = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-c", UNTIL_FIRST_ITERATION, *command],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(checkout), str(checkout / "tools")])},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise RuntimeError(f"the start failed: {' '.join(command)}")
-    return time.perf_counter() - begin, usage.ru_utime + usage.ru_stime
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-c", UNTIL_FIRST_ITERATION, *command],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(checkout), str(checkout / "tools")])},
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - begin
+        if status:
+            errors.seek(0)
+            said = errors.read().decode(errors="replace").strip()
+            raise Failed(f"this start failed: {shlex.join(command)}\n{said}")
+    return seconds, usage.ru_utime + usage.ru_stime
 
 
 if __name__ == "__main__":

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 
+import benchmark_start
+import pytest
 from benchmarking.report import lines
 from helpers.commands import ROOT, run_tool
+from processes import Failed
 
 
 def test_all_kinds_of_start_are_measured_and_printed(tmp_path):
@@ -19,6 +22,26 @@ def test_all_kinds_of_start_are_measured_and_printed(tmp_path):
     assert min(stock, floor, distilled) > 0
     assert rows[2]["seconds"]["ratio"] == distilled / floor
     assert done.stdout.rstrip().endswith("\n".join(lines(record)).rstrip())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config-file", "gone.yaml"], "error: --config-file = "),
+        (["--runs", "0"], "--runs must be at least 1"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        benchmark_start.main(arguments)
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_failed_start_says_why(tmp_path):
+    (tmp_path / "script.py").write_text("import sys; sys.exit('the config is wrong')")
+    with pytest.raises(Failed, match=r"(?s)this start failed: .*script\.py\n.*the config is wrong$"):
+        benchmark_start.start(ROOT, [str(tmp_path / "script.py")])
 
 
 def test_the_table_has_a_row_for_each_start():
