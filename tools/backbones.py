@@ -30,7 +30,7 @@ HEAD = """| network | parameters | res2 | res3 | res4 | res5 |
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argument_parser(__doc__, EXAMPLES)
-    parser.add_argument("names", nargs="+", metavar="NAME", help="of networks")
+    parser.add_argument("names", nargs="+", metavar="NAME", help="name of a network")
     args = parser.parse_args(arguments)
     say(HEAD)
     with bad_input_in_one_line():

@@ -72,8 +72,8 @@ examples:
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argument_parser(__doc__, EXAMPLES)
-    more = f"{', '.join(MORE)}, of which the last needs the set"
-    parts = f"of {', '.join(PARTS)} (default: all of them), {more}"
+    more = f"{', '.join(MORE)}, of which the last needs the training set"
+    parts = f"parts to measure: {', '.join(PARTS)} (default: these), {more}"
     parser.add_argument(
         "--only",
         nargs="+",
@@ -82,7 +82,12 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         metavar="PART",
         help=parts,
     )
-    parser.add_argument("--config-file", default="configs/retinanet_r18_mgd.yaml", metavar="FILE")
+    parser.add_argument(
+        "--config-file",
+        default="configs/retinanet_r18_mgd.yaml",
+        metavar="FILE",
+        help="config of the run that is measured; its path starts at the repository (default: %(default)s)",
+    )
     add_config_flag(parser)
     parser.add_argument(
         "--methods",
@@ -92,27 +97,50 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         metavar="METHOD",
         help=f"methods, each measured by itself: {', '.join(method_defaults())} (default: mgd)",
     )
-    parser.add_argument("--images", type=int, default=2, metavar="N", help="of a batch (default: 2)")
     parser.add_argument(
-        "--size", type=int, nargs=2, default=(800, 1216), metavar=("H", "W"), help="default: 800 1216"
+        "--images", type=int, default=2, metavar="N", help="number of images in a batch (default: 2)"
     )
-    parser.add_argument("--dtype", choices=sorted(DTYPES), help="of autocast (default: float32 without it)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--runs", type=int, default=20, metavar="R", help="of everything (default: 20)")
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        default=(800, 1216),
+        metavar=("H", "W"),
+        help="height and width of the images in pixels (default: 800 1216)",
+    )
+    parser.add_argument(
+        "--dtype", choices=sorted(DTYPES), help="dtype of autocast (default: float32, without autocast)"
+    )
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=here, help="device to measure on (default here: %(default)s)")
+    parser.add_argument(
+        "--runs",
+        type=int,
+        default=20,
+        metavar="R",
+        help="number of repetitions of every measurement (default: 20)",
+    )
     parser.add_argument(
         "--photos", action="store_true", help="read scikit-learn's photographs instead of the training set"
     )
     parser.add_argument(
         "--trained",
         action="store_true",
-        help="solve: with the weights that the config names, not random ones",
+        help="measure the part solve with the weights that the config names instead of random ones",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="add the figures to the records there")
     parser.add_argument(
-        "--record", default="figures", metavar="NAME", help="of its record (default: figures)"
+        "--json", type=Path, metavar="FILE", help="file of records that the figures are added to"
     )
-    parser.add_argument("--report", type=Path, metavar="FILE", help="write the document, and measure nothing")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the config, after --")
+    parser.add_argument(
+        "--record", default="figures", metavar="NAME", help="name of the record (default: figures)"
+    )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help="write docs/performance.md to this file, and measure nothing",
+    )
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the config, behind --")
     args = parser.parse_args(argv)
     if min(args.images, args.runs, *args.size) < 1:
         parser.error("--images, --size and --runs must be at least 1")

@@ -63,13 +63,22 @@ trainer.train()
 
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config-file", default="configs/retinanet_r18_mgd.yaml", metavar="FILE")
-    parser.add_argument("--runs", type=int, default=5, metavar="N", help="of each start (default: 5)")
-    checkouts = "of this project, to be compared (default: this one)"
-    parser.add_argument("--checkouts", nargs="+", type=Path, default=[ROOT], metavar="FOLDER", help=checkouts)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="add the figures to the records there")
     parser.add_argument(
-        "--record", default="cpu_start", metavar="NAME", help="of its record (default: %(default)s)"
+        "--config-file",
+        default="configs/retinanet_r18_mgd.yaml",
+        metavar="FILE",
+        help="config of the run that is started; its path starts at the repository (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--runs", type=int, default=5, metavar="N", help="number of starts of each kind (default: 5)"
+    )
+    checkouts = "checkouts of this project that are compared (default: this one)"
+    parser.add_argument("--checkouts", nargs="+", type=Path, default=[ROOT], metavar="FOLDER", help=checkouts)
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="file of records that the figures are added to"
+    )
+    parser.add_argument(
+        "--record", default="cpu_start", metavar="NAME", help="name of the record (default: %(default)s)"
     )
     args = parser.parse_args(argv)
     if args.runs < 1:

@@ -78,20 +78,26 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argument_parser(__doc__, EXAMPLES)
-    parser.add_argument("experiment", type=Path, metavar="EXPERIMENT.yaml")
+    parser.add_argument("experiment", type=Path, metavar="EXPERIMENT.yaml", help="file as described below")
     parser.add_argument(
         "--jobs",
         type=int,
         default=1,
         metavar="J",
-        help="runs at a time, on GPUs of their own as far as they go (default: 1)",
+        help="number of runs at a time, each on GPUs of its own as long as there are enough (default: 1)",
     )
     parser.add_argument("--only", nargs="+", metavar="ARM", help="run these arms alone")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="run these seeds alone")
-    parser.add_argument("--report-only", action="store_true", help="run nothing")
+    parser.add_argument(
+        "--report-only", action="store_true", help="run nothing, and write the report of what is there"
+    )
     gpus = min(torch.cuda.device_count(), 1)
     parser.add_argument(
-        "--num-gpus", type=int, default=gpus, metavar="N", help=f"of each run (default here: {gpus})"
+        "--num-gpus",
+        type=int,
+        default=gpus,
+        metavar="N",
+        help=f"number of GPUs of each run (default here: {gpus})",
     )
     args = parser.parse_args(argv)
     path = args.experiment.absolute()

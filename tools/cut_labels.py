@@ -31,10 +31,17 @@ NEEDED = {"images": {"id", "file_name"}, "annotations": {"image_id"}}
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argument_parser(__doc__, EXAMPLES)
-    parser.add_argument("annotations", type=Path, metavar="FILE.json")
-    parser.add_argument("--share", type=float, required=True, help="of the images that keep their labels")
-    parser.add_argument("--seed", type=int, default=0, help="another one keeps others (default: 0)")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: beside the file")
+    parser.add_argument("annotations", type=Path, metavar="FILE.json", help="COCO-format file to split")
+    parser.add_argument(
+        "--share",
+        type=float,
+        required=True,
+        help="share of the images that keep their labels, between 0 and 1",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice of images (default: 0)")
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="folder to write to (default: that of FILE.json)"
+    )
     args = parser.parse_args(argv)
     with bad_input_in_one_line():
         cut(args)

@@ -42,16 +42,23 @@ TOLERANCE = 0.8  # of the reference; below it something is wrong
 PROGRESS = (" eta: ", "matching ", "Inference done", "error")
 FIGURES = re.compile(r"copypaste: ([\d.]+),([\d.]+),")  # AP and AP50, as Detectron2 logs them
 
+EXAMPLES = """
+examples:
+  tools/demo.py
+  rm -r output/demo && tools/demo.py                    (all of it anew)
+  rm -r output/demo && tools/demo.py --train-teacher    (with a teacher that is trained here)
+"""
+
 Result = Mapping[str, float]  # of a run: AP and AP50, and its seconds unless it was trained before
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    again = "rm -r output/demo && tools/demo.py"
-    examples = f"examples:\n  tools/demo.py\n  {again}   (anew)\n  {again} --train-teacher   (without ours)"
-    parser = argument_parser(__doc__, examples)
-    parser.add_argument("--record", type=Path, metavar="FILE", help="write the figures there, as JSON")
+    parser = argument_parser(__doc__, EXAMPLES)
+    parser.add_argument("--record", type=Path, metavar="FILE", help="JSON file to write the figures to")
     parser.add_argument(
-        "--train-teacher", action="store_true", help="for some minutes, instead of taking ours"
+        "--train-teacher",
+        action="store_true",
+        help="train a teacher for some minutes instead of taking the repository's",
     )
     args = parser.parse_args(argv)
     with bad_input_in_one_line():

@@ -33,10 +33,18 @@ def main() -> None:
     parser = argument_parser(__doc__, EXAMPLES)
     parser.add_argument("--annotations", type=Path, required=True, help="COCO-format ground truth")
     parser.add_argument("--images", type=Path, required=True, help="folder of its images")
-    parser.add_argument("--results", nargs="+", metavar="TITLE=FILE", default=[], help="of evaluations")
-    parser.add_argument("--out", type=Path, required=True, help="PNG to write")
-    parser.add_argument("--score", type=float, default=0.3, help="least score drawn (default: 0.3)")
-    parser.add_argument("--count", type=int, default=6, help="images drawn (default: 6)")
+    parser.add_argument(
+        "--results",
+        nargs="+",
+        metavar="TITLE=FILE",
+        default=[],
+        help="detections that evaluations have written, each with the title of its row",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="PNG file to write")
+    parser.add_argument(
+        "--score", type=float, default=0.3, help="lowest score of a detection that is drawn (default: 0.3)"
+    )
+    parser.add_argument("--count", type=int, default=6, help="number of images that are drawn (default: 6)")
     args = parser.parse_args()
 
     if args.count < 1:

@@ -50,12 +50,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_config_flag(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument(
-        "--format", nargs="+", choices=list(FORMATS), default=["torchscript"], help="(default: torchscript)"
+        "--format",
+        nargs="+",
+        choices=list(FORMATS),
+        default=["torchscript"],
+        help="formats to write: torchscript, onnx (default: torchscript)",
     )
     parser.add_argument(
-        "--image", default="", metavar="FILE", help="to try on (default: first of the run's DATASETS.TEST)"
+        "--image",
+        default="",
+        metavar="FILE",
+        help="image to compare the files on (default: the first of the run's DATASETS.TEST)",
     )
-    parser.add_argument("--runs", type=int, default=20, metavar="N", help="that are timed (default: 20)")
+    parser.add_argument(
+        "--runs", type=int, default=20, metavar="N", help="number of runs that are timed (default: 20)"
+    )
     parser.add_argument("--no-teacher", action="store_true", help="do not load and time the teacher")
     args = parser.parse_args(argv)
     try:

@@ -53,11 +53,24 @@ examples:
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argument_parser(__doc__, EXAMPLES)
     parser.add_argument(
-        "--stage", nargs="+", choices=STAGES, default=STAGES, metavar="STAGE", help=f"of {', '.join(STAGES)}"
+        "--stage",
+        nargs="+",
+        choices=STAGES,
+        default=STAGES,
+        metavar="STAGE",
+        help=f"stages to run, out of {', '.join(STAGES)} (default: all)",
     )
-    parser.add_argument("--again", action="store_true", help="also run what has passed")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="default: results/gpu")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: cuda")
+    parser.add_argument("--again", action="store_true", help="also run again what has passed")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=RESULTS,
+        metavar="DIR",
+        help="folder of the figures (default: results/gpu)",
+    )
+    parser.add_argument(
+        "--device", choices=("cuda", "cpu"), default="cuda", help="device to run on (default: cuda)"
+    )
     parser.add_argument("--tiny", action="store_true", help="small networks, of which no document is made")
     parser.add_argument(
         "--list-wheels",

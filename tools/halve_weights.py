@@ -25,8 +25,8 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argument_parser(__doc__, EXAMPLES)
-    parser.add_argument("weights", type=Path, metavar="FILE.pth", help="of a run")
-    parser.add_argument("out", type=Path, metavar="OUT.pth", help="a file that there is not yet")
+    parser.add_argument("weights", type=Path, metavar="FILE.pth", help="checkpoint of a run")
+    parser.add_argument("out", type=Path, metavar="OUT.pth", help="file to write, which must not exist yet")
     args = parser.parse_args(argv)
     with bad_input_in_one_line():
         write(args)

@@ -362,10 +362,15 @@ def main(argv: list[str] | None = None) -> int:
   python tools/install_detectron2.py --sdist FILE.tar.gz  install without a network
   python tools/install_detectron2.py --wheel-dir wheels   only build the wheel""",
     )
-    parser.add_argument("--check", action="store_true", help="install nothing, fail if missing")
+    parser.add_argument(
+        "--check", action="store_true", help="install nothing, and fail if Detectron2 is missing"
+    )
     parser.add_argument("--force", action="store_true", help="replace a Detectron2 that is there")
     parser.add_argument(
-        "--sdist", type=Path, metavar="FILE", help=f"use this {SDIST}-{VERSION}.tar.gz, no network"
+        "--sdist",
+        type=Path,
+        metavar="FILE",
+        help=f"install from this {SDIST}-{VERSION}.tar.gz, without a network",
     )
     parser.add_argument(
         "--wheel-dir", type=Path, metavar="DIR", help="only build the wheel and leave it in DIR"

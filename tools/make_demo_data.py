@@ -428,8 +428,10 @@ def get_parser() -> argparse.ArgumentParser:
         "  python tools/make_demo_data.py --out tiny --train 32 --val 16 --test 16",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, required=True, help="directory to make")
-    parser.add_argument("--seed", type=int, default=0, help="0 or more (default: 0)")
+    parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the random numbers, 0 or more (default: 0)"
+    )
     parser.add_argument(
         "--objects", choices=CATEGORIES, default="shapes", help="what to detect (default: shapes)"
     )
@@ -439,11 +441,15 @@ def get_parser() -> argparse.ArgumentParser:
         nargs=2,
         default=(96, 128),
         metavar=("MIN", "MAX"),
-        help=f"px of an image's sides, within {MIN_SIDE} to {MAX_SIDE} (default: 96 128)",
+        help=f"smallest and largest side of an image in pixels, {MIN_SIDE} to {MAX_SIDE} (default: 96 128)",
     )
     for split, count in zip(SPLITS, (1200, 300, 300)):
         parser.add_argument(
-            f"--{split}", type=int, default=count, metavar="N", help=f"images (default: {count})"
+            f"--{split}",
+            type=int,
+            default=count,
+            metavar="N",
+            help=f"number of images in the {split} split (default: {count})",
         )
     parser.add_argument("--force", action="store_true", help="replace a demonstration set that --out holds")
     return parser

@@ -168,9 +168,13 @@ def get_parser() -> argparse.ArgumentParser:
         "  python tools/make_odd_data.py --data datasets/demo --out odd --seed 7 --force",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", type=Path, required=True, help="set of tools/make_demo_data.py")
-    parser.add_argument("--out", type=Path, required=True, help="directory to make")
-    parser.add_argument("--seed", type=int, default=0, help="0 or more (default: 0)")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder of a set that tools/make_demo_data.py has made"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the random numbers, 0 or more (default: 0)"
+    )
     parser.add_argument("--force", action="store_true", help="replace an awkward set that --out holds")
     return parser
 

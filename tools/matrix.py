@@ -225,13 +225,18 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "  tools/matrix.py --only regnet --work output/matrix   (what failed can be looked at there)\n"
         "  tools/matrix.py --markdown docs/matrix.md",
     )
-    parser.add_argument("--only", metavar="PATTERN", default="", help="pairs whose line holds it; * and ?")
+    parser.add_argument(
+        "--only",
+        metavar="PATTERN",
+        default="",
+        help="try the pairs of --list whose line holds this; * and ? are wildcards",
+    )
     parser.add_argument("--list", action="store_true", help="print the pairs and stop")
     steps = "number of training steps (default: %(default)s)"
     parser.add_argument("--steps", type=int, default=STEPS, help=steps)
     work = "a new folder to work in, and to keep what failed"
     parser.add_argument("--work", type=Path, metavar="DIR", help=work)
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write a table there")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="Markdown file to write a table to")
     args = parser.parse_args(arguments)
     if args.work and args.work.exists():
         parser.error(f"--work {args.work}: it exists already; name a new folder")

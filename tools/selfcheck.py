@@ -73,13 +73,26 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     every = list(all_checks(0, 0))
     here = [name for name in every if name not in ON_GPU or torch.cuda.is_available()]
     parser.add_argument(
-        "--only", nargs="+", choices=every, default=here, metavar="CHECK", help=f"of {', '.join(every)}"
+        "--only",
+        nargs="+",
+        choices=every,
+        default=here,
+        metavar="CHECK",
+        help=f"checks to run, out of {', '.join(every)} (default: all that this machine can run)",
     )
-    parser.add_argument("--kills", type=int, default=20, metavar="N", help="per update mode (default: 20)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills (default: 0)")
+    parser.add_argument(
+        "--kills",
+        type=int,
+        default=20,
+        metavar="N",
+        help="number of kills in each update mode of the matching (default: 20)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments of the kills (default: 0)")
     parser.add_argument("--work", type=Path, metavar="DIR", help="a new folder to work in, and to keep")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="explain them there, in Markdown")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="JSON file to write the figures to")
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE", help="Markdown file to write a document about the figures to"
+    )
     parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)  # a process of the checks of ranks
     args = parser.parse_args(argv)
     if args.kills < 1 or (args.work and args.work.exists()):

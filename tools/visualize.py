@@ -41,11 +41,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--baseline", type=Path, metavar="RUN", help="run of the same student without a teacher"
     )
     parser.add_argument(
-        "--compare", type=Path, nargs="+", default=[], metavar="RUN", help="further runs, for the curves"
+        "--compare",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="further runs, whose curves are shown as well",
     )
-    parser.add_argument("--images", type=int, default=4, metavar="N", help="images shown (default: 4)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where to (default: RUN/report)")
-    parser.add_argument("--checkpoint", metavar="FILE", help="of the run's folder (default: the last one)")
+    parser.add_argument(
+        "--images", type=int, default=4, metavar="N", help="number of images that are shown (default: 4)"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write to (default: RUN/report)")
+    parser.add_argument(
+        "--checkpoint", metavar="FILE", help="checkpoint in the run's folder (default: the last one)"
+    )
     args = parser.parse_args(argv)
     with bad_input_in_one_line():
         say(f"report: {visualize(args)}")
