@@ -280,14 +280,21 @@ def test_a_report_is_written_where_the_command_is_called(tmp_path, monkeypatch):
     assert (tmp_path / "new/report.md").read_text() == (ROOT / "docs/performance.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["nonsense", "cuda:99"])
-def test_a_device_that_is_not_there_is_one_line(name, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--device", "nonsense"], "--device = 'nonsense': cannot be used here ("),
+        (["--device", "cuda:99"], "--device = 'cuda:99': cannot be used here ("),
+        (["--methods", "mgd", "nonsense"], "--methods = 'nonsense': there is no such method. Choose among"),
+    ],
+)
+def test_what_is_not_there_is_found_before_the_measuring(arguments, problem, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit) as end:
-        benchmark.main(["--device", name])
-    error = capsys.readouterr().err
-    assert (end.value.code, error.count("\n")) == (2, 1)
-    assert error.startswith(f"error: --device = '{name}': cannot be used here (")
+        benchmark.main(["--device", "cpu", *arguments])
+    said = capsys.readouterr()
+    assert (end.value.code, said.out, said.err.count("\n")) == (2, "", 1)
+    assert said.err.startswith(f"error: {problem}")
 
 
 def test_an_unknown_config_is_one_line():
