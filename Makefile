@@ -13,7 +13,7 @@ ENV := check-python
 # Nothing is installed into an environment of yours, so Python is told where the package lies.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 else
-# Tests side by side, each with one thread; who has none left takes half of those that wait for another.
+# Tests run in several processes of one thread each; a process that has none left takes over some of another's.
 PYTEST_FLAGS := --numprocesses logical --maxprocesses 4 --dist worksteal
 PY := $(VENV)/bin/python
 ENV := $(STAMP)
@@ -23,7 +23,7 @@ endif
 .PHONY: help demo test lint gpu clean env check-python
 
 help:
-	@echo "make demo    train a teacher, distil a student with MGD, print a table of both"
+	@echo "make demo    take our teacher, train a student without and with MGD, print their AP"
 	@echo "make test    run the test suite"
 	@echo "make lint    check format, style and types"
 	@echo "make gpu     check and measure on a GPU, and write what it finds into docs"
