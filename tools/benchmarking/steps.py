@@ -263,8 +263,8 @@ CHEAPER: dict[str, Figures] = {
     "DTYPE auto, CHANNELS_LAST auto": {"DTYPE": "auto", "CHANNELS_LAST": "auto"},
     "SCALE 0.5": {"SCALE": 0.5},
     "EVERY 2": {"EVERY": 2},
+    "EVERY 2, DTYPE auto, CHANNELS_LAST auto": {"EVERY": 2, "DTYPE": "auto", "CHANNELS_LAST": "auto"},
     "EVERY 4": {"EVERY": 4},
-    "EVERY 4, DTYPE auto, CHANNELS_LAST auto": {"EVERY": 4, "DTYPE": "auto", "CHANNELS_LAST": "auto"},
 }
 
 
