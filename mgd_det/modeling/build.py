@@ -94,7 +94,7 @@ def build_methods(cfg: CfgNode, student: TappedDetector) -> tuple[dict[str, Meth
 
     methods: dict[str, Method] = {}
     for name in cfg.DISTILL.METHODS:
-        cls = _method_class(cfg, name)
+        cls = method_class(cfg, name)
         if name in methods:
             problem = f"names {name!r} twice"
             raise ConfigError("DISTILL.METHODS", list(cfg.DISTILL.METHODS), problem, "Name it once.")
@@ -153,7 +153,12 @@ def check_teacher_scale(cfg: CfgNode, student: nn.Module, methods: Mapping[str, 
             raise ConfigError("DISTILL.TEACHER.SCALE", scale, problem, remedy)
 
 
-def _method_class(cfg: CfgNode, name: str) -> type[Method]:
+def method_class(cfg: CfgNode, name: str) -> type[Method]:
+    """Returns the class of a method in DISTILL.METHODS.
+
+    Raises:
+        ConfigError: there is no method of that name.
+    """
     method = find_method(name) if isinstance(name, str) else None
     if method is None:
         problem, remedy = f"there is no method {name!r}", f"Choose from {list(method_defaults())}."

@@ -17,6 +17,7 @@ from mgd_det.config import check_run_values, load_config, uses_teacher
 from mgd_det.data.datasets import check_datasets, register_datasets
 from mgd_det.engine.evaluators import check_augmented_test, check_evaluators
 from mgd_det.errors import ConfigError
+from mgd_det.modeling.build import method_class
 from mgd_det.modeling.teacher import TeacherSpec
 
 from .evaluation import teacher_test_config
@@ -48,8 +49,7 @@ def preflight(args: Namespace) -> CfgNode:
     check_output(cfg, args)
     last_checkpoint(cfg, resume=args.resume)
     learns = training and uses_teacher(cfg)
-    if learns or args.eval_teacher:
-        check_teacher_files(cfg)
+    check_files(cfg, args, learns=learns)
     if training and args.suggest_weights is None:
         check_baseline(cfg)
     tests_teacher = args.eval_teacher or (learns and cfg.DISTILL.TEACHER.MIN_AP > 0)
@@ -91,14 +91,30 @@ def check_launch(args: Namespace) -> None:
         )
 
 
-def check_teacher_files(cfg: CfgNode) -> None:
-    """Refuse, with a ConfigError, a teacher's config or local weights that are not there."""
-    spec = TeacherSpec.from_config(cfg)
-    spec.input_format()  # which reads the config
-    path = spec.weights_path()
-    if "://" not in path and not os.path.isfile(path.partition("?")[0]):
+def check_files(cfg: CfgNode, args: Namespace, *, learns: bool) -> None:
+    """Refuse methods, a teacher's config and local weights that are not there, before images are looked at.
+
+    Args:
+        learns: whether the run learns from the teacher.
+
+    Raises:
+        ConfigError: for the first of them.
+    """
+    if learns:
+        for name in cfg.DISTILL.METHODS:
+            method_class(cfg, name)
+    if learns or args.eval_teacher:
+        spec = TeacherSpec.from_config(cfg)
+        spec.input_format()  # which reads the config
+        _check_weights("DISTILL.TEACHER.WEIGHTS", spec.weights_path())
+    if not (args.eval_teacher or last_checkpoint(cfg, resume=args.resume)):
+        _check_weights("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS)
+
+
+def _check_weights(key: str, path: str) -> None:
+    if path and "://" not in path and not os.path.isfile(path.partition("?")[0]):
         problem, remedy = "no such weight file", "Give the path of a weight file, a URL, or a model-zoo name."
-        raise ConfigError("DISTILL.TEACHER.WEIGHTS", path, problem, remedy)
+        raise ConfigError(key, path, problem, remedy)
 
 
 def check_baseline(cfg: CfgNode) -> None:

@@ -576,3 +576,19 @@ def test_more_gpus_than_there_are(tmp_path):
     result = run_tool(*command, cwd=tmp_path, check=False)
     assert result.returncode == 2
     assert "--num-gpus = 99" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("DISTILL.METHODS", ["mdg"]),
+        ("DISTILL.TEACHER.CONFIG_FILE", "gone.yaml"),
+        ("DISTILL.TEACHER.WEIGHTS", "gone.pth"),
+        ("DISTILL.BASELINE", "gone"),
+        ("MODEL.WEIGHTS", "gone.pth"),
+    ],
+)
+def test_what_takes_a_moment_is_checked_before_the_images(key, value, refused, mgd_cfg):
+    mgd_cfg.DATASETS.TRAIN = ("nowhere",)  # what the check of the images would say
+    mgd_cfg.merge_from_list([key, value])
+    assert f"{key} = " in refused()
