@@ -264,7 +264,7 @@ class Teacher:
         self.compile = compile
         self.scale = scale
         self.loaded = False  # True once all its weights have been loaded
-        self._compiled_for: list[str] | None = None
+        self._compiled_for: set[str] | None = None
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:  # copied and pickled as None
         return type(None), ()
@@ -336,10 +336,11 @@ class Teacher:
         if self.compile:
             backbone = self.tapped.backbone
             try:
-                if names != self._compiled_for:
+                # Parts that were compiled between more taps serve fewer ones, too.
+                if self._compiled_for is None or not self._compiled_for.issuperset(names):
+                    self._compiled_for = {*(self._compiled_for or ()), *names}
                     undo_compile(backbone)
-                    compile_between(backbone, names)
-                    self._compiled_for = names
+                    compile_between(backbone, sorted(self._compiled_for))
                 return self.tapped.run(inputs, names, whole=whole, memory_format=self.memory_format)
             except torch.cuda.OutOfMemoryError:  # would come without the compiler, too
                 raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 
 from torch import nn
 
@@ -15,7 +15,7 @@ from .taps import find_tap
 COMPILATIONS = 64
 
 
-def compile_between(backbone: nn.Module, names: Sequence[str]) -> None:
+def compile_between(backbone: nn.Module, names: Collection[str]) -> None:
     """Compile the largest modules without a tap inside, when they are first run.
 
     Compiled code ignores hooks that are added later, so a module with a tap, and every module that contains

@@ -284,6 +284,10 @@ def test_a_compiled_teacher_gives_the_same_features(teacher_run, images, compile
         assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
         stem = compiled.model.backbone.bottom_up.stem
         assert (stem._compiled_call_impl is None) == (tap == inside)
+    modules = list(compiled.model.backbone.modules())
+    parts = [module._compiled_call_impl for module in modules]
+    compiled.features(pixels, "RGB", [outside])  # as a pass over images without labels may
+    assert [module._compiled_call_impl for module in modules] == parts
     assert list(compiled.model.state_dict()) == names
     assert warnings_of(caplog) == []
 
