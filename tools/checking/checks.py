@@ -229,7 +229,9 @@ def ranks_worker(config: str, out: str, device: str, backend: str) -> None:
 
     from mgd_det.config import load_config
     from mgd_det.distributed import sum_over_ranks
+    from mgd_det.engine.automatic_weights import AutomaticWeights
     from mgd_det.modeling.detector import DistilledDetector
+    from mgd_det.modeling.step_plan import StepPlan
 
     dist.init_process_group(backend)
     rank, world_size = dist.get_rank(), dist.get_world_size()
@@ -244,11 +246,14 @@ def ranks_worker(config: str, out: str, device: str, backend: str) -> None:
     share = four_images()[rank::world_size]
     detector.rematch([share], sum_over_ranks)
     model = DistributedDataParallel(detector)
+    detector.plan_step(StepPlan(measure_gradients=True))
     with EventStorage():
         every = model(share)
     losses = {name: loss for name, loss in every.items() if "mgd" in name}
     # The task losses take part with weight 0, since DDP waits for all parameters.
     sum(loss * (name in losses) for name, loss in every.items()).backward()
+    # The weights of DISTILL.STRENGTH are numbers on the CPU, which a backend has to send as well.
+    AutomaticWeights(1.0).take(detector.take_gradient_ratios(), detector.losses)
     for loss in losses.values():
         dist.all_reduce(loss.detach())
     if rank == 0:
