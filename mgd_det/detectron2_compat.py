@@ -25,6 +25,7 @@ __all__ = [
     "ScalarHistory",
     "allow_compilations",
     "apply_to_tensors",
+    "evaluation_hooks",
     "last_eval_results",
     "mapper_of",
     "metric_writers",

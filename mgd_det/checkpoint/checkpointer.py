@@ -260,8 +260,8 @@ class ReportingCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: Checkpoint) -> _IncompatibleKeys:
         incompatible = super()._load_model(checkpoint)
         mismatched = [f"{k} {tuple(a)} vs {tuple(b)}" for k, a, b in incompatible.incorrect_shapes]
-        missing = list(dict.fromkeys(filter(_counts, incompatible.missing_keys)))
-        loaded = sum(map(_counts, self.model.state_dict())) - len(missing)
+        missing = list(dict.fromkeys(filter(is_no_counter, incompatible.missing_keys)))
+        loaded = sum(map(is_no_counter, self.model.state_dict())) - len(missing)
         unused = list(incompatible.unexpected_keys)
         self.report = LoadReport(self._path, loaded, missing, unused, mismatched)
         if not loaded:
@@ -290,7 +290,7 @@ class ReportingCheckpointer(DetectionCheckpointer):
         The usual start of a detector is a file of its whole bottom-up network, or of all its weights.
         """
         state = self.model.state_dict()
-        names = [name for name in state if _counts(name)]
+        names = [name for name in state if is_no_counter(name)]
         prefix = next((p for p in BACKBONES if any(name.startswith(p) for name in names)), None)
         if prefix is None:
             return
@@ -427,7 +427,7 @@ def _check_trainer(checkpoint: Checkpoint) -> None:
             raise TypeError(f"in its entry 'trainer', {name!r} is a {type(trainer[name]).__name__}")
 
 
-def _counts(name: str) -> bool:
+def is_no_counter(name: str) -> bool:
     """Returns False for the counters of batch norms, which torch fills in by itself."""
     return not name.endswith("num_batches_tracked")
 
@@ -451,7 +451,7 @@ def _read(filename: str, *, trusted: bool) -> Checkpoint:
             raise _Refused(foreign[1]) from error
         raise
     if filename.endswith(".pyth"):  # pycls's
-        state = {name: value for name, value in content["model_state"].items() if _counts(name)}
+        state = {name: value for name, value in content["model_state"].items() if is_no_counter(name)}
         return {"model": state, "__author__": "pycls", "matching_heuristics": True}
     return content if "model" in content else {"model": content}
 

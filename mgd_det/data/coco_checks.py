@@ -194,10 +194,17 @@ def _image_error(name: str, metadata: Metadata, image: JsonObject) -> ConfigErro
                 "stored, take the orientation out of the image file."
             )
         return ConfigError(REGISTER_KEY, name, problem, remedy)
-    if mode in ("I", "F") or mode.startswith("I;16"):
-        problem = f"its image {path} has more than 8 bits ({mode}), and anything above 255 becomes white"
+    if depth := depth_problem(mode):
+        problem = f"its image {path} {depth}"
         return ConfigError(REGISTER_KEY, name, problem, "Convert such images to 8 bits.")
     return None
+
+
+def depth_problem(mode: str) -> str:
+    """Returns what is wrong with the bits of an image of one of Pillow's modes, "" if nothing is."""
+    if mode in ("I", "F") or mode.startswith("I;16"):
+        return f"has more than 8 bits ({mode}), and anything above 255 becomes white"
+    return ""
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:

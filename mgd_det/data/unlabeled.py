@@ -12,7 +12,7 @@ from PIL import Image
 
 from mgd_det.errors import ConfigError
 
-from .coco_checks import REGISTER_KEY, JsonObject, look_at_images
+from .coco_checks import REGISTER_KEY, JsonObject, depth_problem, look_at_images
 
 KEY = "DATASETS.UNLABELED"
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -94,11 +94,9 @@ def check_unlabeled(name: str) -> None:
 def _file_error(name: str, record: JsonObject) -> ConfigError | None:
     """Returns what is wrong with an image file, None if nothing is."""
     path = record["file_name"]
-    problem = ""
     try:
         with PathManager.open(path, "rb") as f, Image.open(f) as image:
-            if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-                problem = f"has more than 8 bits ({image.mode}), and anything above 255 becomes white"
+            problem = depth_problem(image.mode)
     except FileNotFoundError:
         problem = "does not exist"
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from mgd_det.checkpoint.checkpointer import is_no_counter
 from mgd_det.errors import ConfigError
 
 logger = logging.getLogger("detectron2." + __name__)
@@ -110,7 +111,8 @@ def _check_layers(student: nn.Module, names: list[str], given: list[str], parts:
         if not (isinstance(module, nn.Sequential) and f"{path}.".startswith(_HEADS)):
             continue
         ours, theirs = (
-            {n for n in tensors if n.startswith(f"{path}.") and _counts(n)} for tensors in (names, given)
+            {n for n in tensors if n.startswith(f"{path}.") and is_no_counter(n)}
+            for tensors in (names, given)
         )
         if ours and theirs and ours != theirs:
             only = " and ".join(
@@ -125,11 +127,6 @@ def _check_layers(student: nn.Module, names: list[str], given: list[str], parts:
                 "Give the student's head as many layers as the teacher's and the same norm (NUM_CONVS, "
                 "NUM_CONV, NUM_FC and NORM of its MODEL keys), or name parts without it.",
             )
-
-
-def _counts(name: str) -> bool:
-    """Returns False for a tensor that norms of some kinds alone have."""
-    return not name.endswith("num_batches_tracked")
 
 
 def _modules(network: nn.Module) -> list[str]:
