@@ -220,6 +220,9 @@ def test_without_coco_the_error_names_the_data_set(name, capsys, tmp_path):
         "OUTPUT_DIR",
         str(tmp_path / "run"),
     ]
+    if name == "fcos_r18_mgd":  # whose teacher is the user's
+        (tmp_path / "teacher.pth").touch()
+        command += ["DISTILL.TEACHER.WEIGHTS", str(tmp_path / "teacher.pth")]
     with pytest.raises(SystemExit) as end:
         main(argument_parser("").parse_args(command))
     assert end.value.code == 2

@@ -113,6 +113,15 @@ RUN = {
 }
 
 
+# What a reader has to bring, or to train before.
+MISSING = (
+    r"DATASETS\.\w+ = .* does not exist\. Correct the path",
+    r"DISTILL\.TEACHER\.CONFIG_FILE = .*: neither a file nor the name of a model-zoo config",
+    r"(DISTILL\.TEACHER|MODEL)\.WEIGHTS = '\S+': no such weight file",
+    r"DISTILL\.TEACHER\.WEIGHTS = '': Pretrained model for \S*fcos\S* is not available",
+)
+
+
 @pytest.mark.parametrize(("page", "command"), REFUSED, ids=lambda x: getattr(x, "name", None))
 def test_training_on_data_that_is_not_there_gets_as_far_as_that(page, command, tmp_path, monkeypatch, capsys):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
@@ -122,7 +131,7 @@ def test_training_on_data_that_is_not_there_gets_as_far_as_that(page, command, t
     with pytest.raises(SystemExit) as exit_info:
         main(argument_parser("").parse_args(["--num-gpus", "0", *words]))
     assert exit_info.value.code == 2
-    assert re.match(r"error: DATASETS\.\w+ = .* does not exist\. Correct the path", capsys.readouterr().err)
+    assert re.match(f"error: ({'|'.join(MISSING)})", capsys.readouterr().err)
     assert os.listdir(tmp_path) == ["configs"]
 
 
