@@ -31,6 +31,7 @@ SHORT = [
 SHORTER = {
     "tools/backbones.py": [],
     "tools/benchmark.py": ["--report", "performance.md"],  # measures nothing
+    "tools/benchmark_start.py": ["--help"],
     "tools/compare.py": ["--report-only"],
     "tools/cut_labels.py": [],
     "tools/draw_detections.py": [],
