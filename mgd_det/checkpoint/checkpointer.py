@@ -129,13 +129,15 @@ class ReportingCheckpointer(DetectionCheckpointer):
         )
 
     def has_checkpoint(self) -> bool:
-        return bool(super().has_checkpoint() or untagged_checkpoints(self.save_dir))
+        """Returns True if `last_checkpoint` names one, or if there is one alone that nothing names."""
+        return bool(super().has_checkpoint() or len(untagged_checkpoints(self.save_dir)) == 1)
 
     def get_checkpoint_file(self) -> str:
-        """Returns the path of the checkpoint to resume from: the last one, or the first and only one."""
+        """Returns the path of the checkpoint of :meth:`has_checkpoint`."""
         if super().has_checkpoint():
             return super().get_checkpoint_file()
-        return os.path.join(self.save_dir, *untagged_checkpoints(self.save_dir)[:1])
+        (name,) = untagged_checkpoints(self.save_dir)
+        return os.path.join(self.save_dir, name)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> Checkpoint:
         """Load as Detectron2 does; errors of the last checkpoint name `--resume`."""

@@ -170,3 +170,14 @@ def test_a_backbone_that_fits_in_part_is_refused_or_named(student_cfg, tmp_path,
     torch.save({"model": state}, tmp_path / "nearly.pth")
     ReportingCheckpointer(student).load(str(tmp_path / "nearly.pth"))
     assert any(message.endswith(f"keep their initial values: {lacking}") for message in caplog.messages)
+
+
+def test_one_of_several_checkpoints_that_nothing_names_is_not_chosen(tmp_path):
+    checkpointer = ReportingCheckpointer(torch.nn.Linear(1, 1), str(tmp_path))
+    assert not checkpointer.has_checkpoint()
+    (tmp_path / "model_0000004.pth").touch()
+    (tmp_path / "model_best.pth").touch()
+    assert checkpointer.has_checkpoint()
+    assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_0000004.pth")
+    (tmp_path / "model_final.pth").touch()
+    assert not checkpointer.has_checkpoint()
