@@ -47,9 +47,9 @@ def preflight(args: Namespace) -> CfgNode:
     if args.suggest_weights is not None:
         check_suggestion(cfg, args)
     check_output(cfg, args)
-    last_checkpoint(cfg, resume=args.resume)
+    resumed = last_checkpoint(cfg, resume=args.resume)
     learns = training and uses_teacher(cfg)
-    check_files(cfg, args, learns=learns)
+    check_files(cfg, learns=learns, eval_teacher=args.eval_teacher, resumed=resumed)
     if training and args.suggest_weights is None:
         check_baseline(cfg)
     tests_teacher = args.eval_teacher or (learns and cfg.DISTILL.TEACHER.MIN_AP > 0)
@@ -91,11 +91,13 @@ def check_launch(args: Namespace) -> None:
         )
 
 
-def check_files(cfg: CfgNode, args: Namespace, *, learns: bool) -> None:
+def check_files(cfg: CfgNode, *, learns: bool, eval_teacher: bool, resumed: str) -> None:
     """Refuse methods, a teacher's config and local weights that are not there, before images are looked at.
 
     Args:
         learns: whether the run learns from the teacher.
+        eval_teacher: whether it evaluates the teacher alone.
+        resumed: the checkpoint that it resumes from, "" where it starts anew.
 
     Raises:
         ConfigError: for the first of them.
@@ -103,11 +105,11 @@ def check_files(cfg: CfgNode, args: Namespace, *, learns: bool) -> None:
     if learns:
         for name in cfg.DISTILL.METHODS:
             method_class(cfg, name)
-    if learns or args.eval_teacher:
+    if learns or eval_teacher:
         spec = TeacherSpec.from_config(cfg)
         spec.input_format()  # which reads the config
         _check_weights("DISTILL.TEACHER.WEIGHTS", spec.weights_path())
-    if not (args.eval_teacher or last_checkpoint(cfg, resume=args.resume)):
+    if not (eval_teacher or resumed):
         _check_weights("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS)
 
 
