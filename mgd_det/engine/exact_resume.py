@@ -170,7 +170,7 @@ class ExactLoader:
 
 
 class Lost(NamedTuple):
-    """What a kill right after a checkpoint has lost."""
+    """Work that was due right after a checkpoint, and that a kill has prevented."""
 
     evaluation: bool  # if one was due at the checkpoint
     metrics: int | None  # iteration whose line was not written

@@ -28,10 +28,8 @@ def warn_of_late_warm_up(cfg: CfgNode) -> None:
 
     Detectron2's warm-up leads to the learning rate that the schedule has at its end.
     """
-    steps, warm_up = (
-        [step for step in cfg.SOLVER.STEPS if step < cfg.SOLVER.MAX_ITER],
-        cfg.SOLVER.WARMUP_ITERS,
-    )
+    steps = [step for step in cfg.SOLVER.STEPS if step < cfg.SOLVER.MAX_ITER]
+    warm_up = cfg.SOLVER.WARMUP_ITERS
     if cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupMultiStepLR" and steps and warm_up >= steps[0]:
         logger.warning(
             "SOLVER.WARMUP_ITERS = %d: the warm-up ends after the first of SOLVER.STEPS, %d, so the learning "

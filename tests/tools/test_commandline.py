@@ -1,4 +1,4 @@
-"""What the commands share: files that cannot be written are found before the work."""
+"""The helpers of all commands: they refuse files that cannot be written, before the work begins."""
 
 from __future__ import annotations
 
