@@ -35,6 +35,20 @@ def test_students_and_teacher_agree_about_the_data(study):
     assert len({cfg.OUTPUT_DIR for cfg in cfgs}) == len(NETWORKS)
 
 
+@pytest.mark.parametrize("study", STUDIES)
+def test_the_student_with_few_labels_has_the_teacher_and_the_network_of_its_study(study):
+    few, alone, teacher = (
+        config(study, name) for name in ("student_few_labels", "student_mobilenetv2", "teacher")
+    )
+    assert few.MODEL == alone.MODEL
+    assert few.INPUT == alone.INPUT
+    files = {few.DISTILL.TEACHER.CONFIG_FILE, few.DISTILL.TEACHER.WEIGHTS}
+    assert files == {f"{teacher.OUTPUT_DIR}/{name}" for name in ("config.yaml", "model_final.pth")}
+    registered = {name: images for name, _, images in few.DATASETS.REGISTER}
+    assert registered.keys() >= {*few.DATASETS.TRAIN, *few.DATASETS.TEST, f"{study}_rest", f"{study}_test"}
+    assert registered[few.DATASETS.TRAIN[0]] == f"datasets/{study}/train"
+
+
 def test_the_teacher_has_the_layers_of_half_resnet50():
     """53 convolutions, each with a norm of four tensors; tools/convert_backbone.py names these widths."""
     bottom_up = build_student(config("bccd", "teacher")).backbone.bottom_up
