@@ -307,6 +307,31 @@ def test_bad_arguments(arguments, message, tmp_path, capsys, monkeypatch):
     assert message in error_of(capsys, monkeypatch, experiment(tmp_path), *arguments)
 
 
+def test_keys_of_the_base_hold_where_an_experiment_has_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "shared").mkdir()
+    path = experiment(tmp_path)
+    path.rename(tmp_path / "shared/base.yaml")
+    path.write_text("_BASE_: shared/base.yaml\nseeds: [7]\narms: {alone: [DISTILL.ENABLED, false]}\n")
+    base, own = read_experiment(tmp_path / "shared/base.yaml"), read_experiment(path)
+    assert [arm.name for arm in base.arms] == ["alone", "mgd"]
+    assert own == base._replace(seeds=[7], arms=base.arms[:1])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("_BASE_: [a.yaml]", "_BASE_ = ['a.yaml']: not a text"),
+        ("_BASE_: gone.yaml", "gone.yaml': cannot be read"),
+        ("_BASE_: ./experiment.yaml", "_BASE_ = './experiment.yaml'"),
+    ],
+)
+def test_bad_bases(text, message, tmp_path, capsys, monkeypatch):
+    path = tmp_path / "experiment.yaml"
+    path.write_text(text)
+    assert message in error_of(capsys, monkeypatch, path)
+
+
 def test_a_missing_experiment(tmp_path, capsys, monkeypatch):
     assert "gone.yaml': cannot be read" in error_of(capsys, monkeypatch, tmp_path / "gone.yaml")
 

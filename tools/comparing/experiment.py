@@ -37,6 +37,7 @@ TOP_KEYS: dict[str, type] = {
 }
 OPTIONAL = ("functions", "set", "pairs", "gate")
 ARM_KEYS: dict[str, type] = {"set": list, "iterations": int, "published": list}
+BASE = "_BASE_"  # another file, whose keys hold where this one has none
 SEED = "{seed}"  # an override's value that is each run's own seed
 # Set for every run by this tool.
 OWN_KEYS = ("SEED", "OUTPUT_DIR", "SOLVER.MAX_ITER", "DISTILL.EXACT_RESUME")
@@ -74,7 +75,7 @@ def read_experiment(path: Path) -> Experiment:
     Raises:
         ConfigError: whatever about it cannot work.
     """
-    document = read_table("EXPERIMENT", path)
+    document = read_document(path)
     check_table("", document, TOP_KEYS, required=[key for key in TOP_KEYS if key not in OPTIONAL])
     config, shared = relative(Path(document["config"])), overrides("set", document.get("set", []))
     folders = {key: relative(Path(document[key])) for key in ("results", "output")}
@@ -118,6 +119,24 @@ def read_experiment(path: Path) -> Experiment:
         functions=functions,
         **folders,
     )
+
+
+def read_document(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Returns the table in a file, with the keys of its `_BASE_` that it does not have itself.
+
+    Raises:
+        ConfigError: one of the files cannot be read, or `_BASE_` leads back to a file that it began from.
+    """
+    document = read_table("EXPERIMENT", path)
+    base = document.pop(BASE, None)
+    if base is None:
+        return document
+    if not isinstance(base, str):
+        raise ConfigError(BASE, base, "not a text", "Give a path, as seen from the file's own folder.")
+    below = (*above, path.resolve())
+    if (path.parent / base).resolve() in below:
+        raise ConfigError(BASE, base, f"{path} is its own base", "Name another file, or leave it out.")
+    return {**read_document(path.parent / base, below), **document}
 
 
 def read_pairs(pairs: Sequence[object], names: Sequence[str]) -> list[tuple[str, str]]:
