@@ -127,6 +127,9 @@ def _add_run(cfg: CfgNode) -> None:
     cfg.DISTILL.STUDENT_ARCHITECTURE = "RetinaNet"
     # Overrides of that LazyConfig, for example ["model.num_classes=6"].
     cfg.DISTILL.STUDENT_OPTS = []
+    # If True, the student's weights and features are kept in channels_last order, which is faster on some
+    # devices. Its checkpoints are those of any student, and so is what it learns, but for rounding.
+    cfg.DISTILL.CHANNELS_LAST = False
     # The path of the module in the student that is its backbone, in which taps are looked for. If it is
     # empty, that is the detector's `backbone`, and where there is none the first Backbone inside.
     cfg.DISTILL.BACKBONE = ""

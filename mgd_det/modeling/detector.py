@@ -129,6 +129,8 @@ class DistilledDetector(ModuleWithProperties):
         check_values(cfg)
         # Move to the device first: building a method may run GPU-only operators.
         student = (build_student(cfg) if student is None else student).to(torch.device(cfg.MODEL.DEVICE))
+        if cfg.DISTILL.CHANNELS_LAST:
+            student.to(memory_format=torch.channels_last)
         tapped = TappedDetector(student, cfg.DISTILL.BACKBONE)
         methods, built_teacher = build_methods(cfg, tapped) if cfg.DISTILL.ENABLED else ({}, None)
         check_unlabeled(cfg, student, methods)
