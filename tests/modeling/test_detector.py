@@ -47,6 +47,25 @@ def test_the_teacher_is_invisible(detector, teacher_run):
     assert all(p.dtype == torch.float64 for p in detector.teacher.model.parameters())
 
 
+def test_a_student_in_channels_last_order_learns_the_same(mgd_cfg, labelled):
+    found = []
+    for channels_last in (False, True):
+        mgd_cfg.DISTILL.CHANNELS_LAST = channels_last
+        torch.manual_seed(0)
+        model = build_model(mgd_cfg).train()
+        model.rematch([labelled])
+        with EventStorage():
+            losses = model(labelled)
+        sum(losses.values()).backward()
+        weight = model.student.backbone.bottom_up.res4[0].conv1.weight
+        assert weight.is_contiguous() != channels_last
+        assert weight.is_contiguous(memory_format=torch.channels_last) == channels_last
+        found.append(({name: loss.item() for name, loss in losses.items()}, weight.grad))
+    (losses, gradient), (losses_last, gradient_last) = found
+    assert losses_last == pytest.approx(losses, rel=1e-4)
+    assert (gradient_last - gradient).norm() < 1e-3 * gradient.norm()
+
+
 def test_the_students_initial_weights_are_the_same_with_and_without(mgd_cfg):
     torch.manual_seed(5)
     stock = build_model(student_config(mgd_cfg))
