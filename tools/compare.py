@@ -63,8 +63,8 @@ An experiment is a YAML file; its paths start at the repository:
 "{seed}" is each run's own seed. Of the config only SOLVER.STEPS are scaled: warm-up and periods count in
 iterations as it has them. With TEST.EVAL_PERIOD in 'set', the report shows AP over the iterations, too.
 
-Experiments that share keys name a file that has them with _BASE_: FILE, as seen from their own folder. A key of
-their own, such as arms, replaces the base's as a whole.
+Experiments that share keys name a file that has them with _BASE_: FILE, as seen from their own folder. Their
+own keys and arms are added to the base's, and replace those of the same name.
 
 A gate says whether a study was made at convergence, and with a teacher that is better than its students
 become. What it needs is measured once, when the arms have been trained: the teacher of the config and of

@@ -307,15 +307,20 @@ def test_bad_arguments(arguments, message, tmp_path, capsys, monkeypatch):
     assert message in error_of(capsys, monkeypatch, experiment(tmp_path), *arguments)
 
 
-def test_keys_of_the_base_hold_where_an_experiment_has_none(tmp_path, monkeypatch):
+def test_an_experiment_is_merged_into_its_base(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     (tmp_path / "shared").mkdir()
     path = experiment(tmp_path)
     path.rename(tmp_path / "shared/base.yaml")
-    path.write_text("_BASE_: shared/base.yaml\nseeds: [7]\narms: {alone: [DISTILL.ENABLED, false]}\n")
+    arms = "{long: {set: [], iterations: 9}, mgd: [SOLVER.BASE_LR, 1.0]}"
+    path.write_text(f"_BASE_: shared/base.yaml\nseeds: [7]\narms: {arms}\n")
     base, own = read_experiment(tmp_path / "shared/base.yaml"), read_experiment(path)
-    assert [arm.name for arm in base.arms] == ["alone", "mgd"]
-    assert own == base._replace(seeds=[7], arms=base.arms[:1])
+    assert own._replace(arms=[]) == base._replace(seeds=[7], arms=[])
+    assert [arm[:3] for arm in own.arms] == [
+        ("alone", ["DISTILL.ENABLED", "False"], 300),
+        ("mgd", ["SOLVER.BASE_LR", "1.0"], 300),
+        ("long", [], 9),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ TOP_KEYS: dict[str, type] = {
 }
 OPTIONAL = ("functions", "set", "pairs", "gate")
 ARM_KEYS: dict[str, type] = {"set": list, "iterations": int, "published": list}
-BASE = "_BASE_"  # another file, whose keys hold where this one has none
+BASE = "_BASE_"  # another file, into whose table this one's is merged
 SEED = "{seed}"  # an override's value that is each run's own seed
 # Set for every run by this tool.
 OWN_KEYS = ("SEED", "OUTPUT_DIR", "SOLVER.MAX_ITER", "DISTILL.EXACT_RESUME")
@@ -122,7 +122,7 @@ def read_experiment(path: Path) -> Experiment:
 
 
 def read_document(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Returns the table in a file, with the keys of its `_BASE_` that it does not have itself.
+    """Returns the table in a file, merged into that of its `_BASE_` as Detectron2 merges configs.
 
     Raises:
         ConfigError: one of the files cannot be read, or `_BASE_` leads back to a file that it began from.
@@ -136,7 +136,16 @@ def read_document(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     below = (*above, path.resolve())
     if (path.parent / base).resolve() in below:
         raise ConfigError(BASE, base, f"{path} is its own base", "Name another file, or leave it out.")
-    return {**read_document(path.parent / base, below), **document}
+    return merged(read_document(path.parent / base, below), document)
+
+
+def merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a table with the keys of both; of two values that are not both tables, the second."""
+    table = dict(base)
+    for key, value in own.items():
+        both = isinstance(value, dict) and isinstance(table.get(key), dict)
+        table[key] = merged(table[key], value) if both else value
+    return table
 
 
 def read_pairs(pairs: Sequence[object], names: Sequence[str]) -> list[tuple[str, str]]:
