@@ -40,10 +40,14 @@ def test_the_student_with_few_labels_has_the_teacher_and_the_network_of_its_stud
     few, alone, teacher = (
         config(study, name) for name in ("student_few_labels", "student_mobilenetv2", "teacher")
     )
+    alone.MODEL.BACKBONE.FREEZE_AT = 2  # the student's stem and first stage, as the teacher's
     assert few.MODEL == alone.MODEL
+    assert few.MODEL.BACKBONE.FREEZE_AT == teacher.MODEL.BACKBONE.FREEZE_AT
     assert few.INPUT == alone.INPUT
-    files = {few.DISTILL.TEACHER.CONFIG_FILE, few.DISTILL.TEACHER.WEIGHTS}
-    assert files == {f"{teacher.OUTPUT_DIR}/{name}" for name in ("config.yaml", "model_final.pth")}
+    files = [few.DISTILL.TEACHER.CONFIG_FILE, few.DISTILL.TEACHER.WEIGHTS]
+    assert files == [f"configs/studies/{study}/teacher.{ending}" for ending in ("yaml", "pth")]
+    weights = torch.load(ROOT / files[1], weights_only=True)["model"]
+    assert weights.keys() == build_student(teacher).state_dict().keys()
     registered = {name: images for name, _, images in few.DATASETS.REGISTER}
     assert registered.keys() >= {*few.DATASETS.TRAIN, *few.DATASETS.TEST, f"{study}_rest", f"{study}_test"}
     assert registered[few.DATASETS.TRAIN[0]] == f"datasets/{study}/train"
