@@ -22,6 +22,7 @@ from comparing.runner import Runner, RunProcess, shares, time_left
 from helpers.commands import ROOT, started
 from helpers.detectors import small_config
 from helpers.experiments import error_of, experiment, record, run_compare
+from matplotlib.figure import Figure
 from PIL import Image
 
 from mgd_det.config import load_config
@@ -147,6 +148,14 @@ def test_picture_grows_with_the_arms(tmp_path):
     rows = summary.summarise(RECORDS, {"alone": 300}, "alone", 3)
     picture.draw(rows, "alone", {"alone": "alone"}, {}, tmp_path / "one.png")
     assert Image.open(tmp_path / "one.png").size[1] < several[1]
+
+
+def test_a_single_seed_is_not_drawn_as_a_mean():
+    for records, means in ((RECORDS, 1), ([r for r in RECORDS if r["seed"] == 1], 0)):
+        axis = Figure().add_subplot()
+        rows = summary.summarise(records, ITERATIONS, "alone", 3)
+        picture.draw_differences(axis, rows, "alone", {row.arm: row.arm for row in rows})
+        assert len(axis.containers) == means
 
 
 def test_curves_have_the_iterations_that_all_seeds_have():

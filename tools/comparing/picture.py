@@ -45,8 +45,9 @@ def draw_differences(axis: Axes, rows: Sequence[Row], baseline: str, names: Mapp
     axis.axvline(0, color="black", linewidth=1)
     for y, row in enumerate(rows):
         if row.difference is not None:
-            width, label = row.half_width, f"mean, {CONFIDENCE:.0%} interval"
-            axis.errorbar(row.difference, y, xerr=width, fmt="D", color=BLUE, capsize=4, label=label)
+            if row.half_width is not None:  # of several seeds
+                width, label = row.half_width, f"mean, {CONFIDENCE:.0%} interval"
+                axis.errorbar(row.difference, y, xerr=width, fmt="D", color=BLUE, capsize=4, label=label)
             below = [y + 0.22] * len(row.differences)  # the interval's marks stay free
             seeds = list(row.differences.values())
             axis.scatter(seeds, below, s=22, facecolors="none", edgecolors=GREY, label="one seed")
