@@ -35,6 +35,21 @@ def sum_over_ranks(tensor: Tensor) -> None:
         tensor.copy_(sent)
 
 
+def mean_over_ranks(tensor: Tensor) -> None:
+    """Replace a tensor, on any device, in place by its mean over all processes.
+
+    A number that is equal in all of them stays as it is. The quotient of a sum of equal numbers need not.
+    """
+    if num_ranks() == 1:
+        return
+    own = tensor.to(sending_device(tensor.device, dist.get_backend()))
+    first = own.clone()
+    dist.broadcast(first, 0)
+    beyond_first = torch.where(own == first, 0, own - first)  # equal infinities have no difference
+    dist.all_reduce(beyond_first)
+    tensor.copy_(first + beyond_first / num_ranks())
+
+
 def from_first_rank(number: int) -> int:
     """Returns the number that process 0 gives. All processes call it."""
     if num_ranks() == 1:

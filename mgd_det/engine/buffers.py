@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 from detectron2.engine import HookBase
-from detectron2.utils import comm
 
-from mgd_det.distributed import num_ranks, sum_over_ranks, unwrapped
+from mgd_det.distributed import mean_over_ranks, unwrapped
 
 from .schedules import due
 
@@ -32,9 +31,6 @@ class AgreeOnBuffers(HookBase):
     @torch.no_grad()
     def agree(self) -> None:
         """Replace the buffers now; all processes call it."""
-        if comm.get_world_size() == 1:
-            return
         for buffer in unwrapped(self.trainer.model).buffers():
             if buffer.is_floating_point():
-                sum_over_ranks(buffer)
-                buffer /= num_ranks()
+                mean_over_ranks(buffer)
