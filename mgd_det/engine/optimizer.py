@@ -86,22 +86,26 @@ def restore_hyperparameters(optimizer: torch.optim.Optimizer, given: Sequence[di
                 changed.setdefault(key, (group[key], value))
             if key != "lr":
                 group[key] = value
-    _place_step_counts(optimizer)
+    _place_state(optimizer)
     for key, (before, now) in changed.items():
         logger.warning("--resume: %s of the optimiser changes from %s to %s", key, before, now)
     return "initial_lr" in changed
 
 
-def _place_step_counts(optimizer: torch.optim.Optimizer) -> None:
-    """Move the step counts that a fused step reads to the parameters' device; others are kept on the CPU.
+def _place_state(optimizer: torch.optim.Optimizer) -> None:
+    """Put the state that a fused step reads where it looks for it, which loading does not.
 
-    Loading moves them only if the step that wrote the state was fused, too.
+    It wants step counts on the parameters' device, where others are kept on the CPU; and it takes numbers in
+    the order in which they lie in memory, which DISTILL.CHANNELS_LAST may have changed since they were saved.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"] if group.get("fused") else ():
             state = optimizer.state.get(parameter, {})
-            if "step" in state:
-                state["step"] = state["step"].to(parameter.device)
+            for name, value in state.items():
+                if name == "step":
+                    state[name] = value.to(parameter.device)
+                elif isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                    state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def optimizer_name(cfg: CfgNode) -> str:

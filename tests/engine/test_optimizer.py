@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from copy import deepcopy
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from mgd_det.engine.optimizer import (
     restore_hyperparameters,
     warn_of_late_warm_up,
 )
+
+ORDERS = (torch.contiguous_format, torch.channels_last)
 
 logger = logging.getLogger("detectron2.mgd_det.engine.optimizer")
 
@@ -113,6 +116,28 @@ def test_a_fused_step_finds_the_step_counts_of_one_that_was_not():
         optimizer.load_state_dict(before)
         restore_hyperparameters(optimizer, [{"fused": fused}])
         assert optimizer.state[parameter]["step"].device.type == device
+
+
+@pytest.mark.skipif(not FUSED_ANYWHERE, reason="this torch has no fused AdamW on CPUs")
+@pytest.mark.parametrize("orders", [ORDERS, ORDERS[::-1]])
+def test_a_fused_step_takes_up_state_of_another_memory_order(orders):
+    """After two steps by gradients 1 to 36, whatever the order of numbers in memory at the second."""
+
+    def stepped(order: torch.memory_format, state: dict | None) -> tuple[torch.Tensor, dict]:
+        weight = nn.Parameter(torch.zeros(2, 2, 3, 3).contiguous(memory_format=order))
+        optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
+        if state is not None:
+            optimizer.load_state_dict(deepcopy(state))
+            restore_hyperparameters(optimizer, [{}])
+        weight.grad = torch.empty_like(weight).copy_(gradient if state is None else -gradient)
+        optimizer.step()
+        return weight.detach(), optimizer.state_dict()
+
+    gradient = torch.arange(1.0, 37.0).reshape(2, 2, 3, 3)
+    _, state = stepped(orders[0], None)
+    same, _ = stepped(orders[0], state)
+    other, _ = stepped(orders[1], state)
+    assert torch.equal(same, other)
 
 
 def test_gradients_are_clipped_before_a_fused_step(student_cfg):
