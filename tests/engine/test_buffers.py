@@ -10,7 +10,6 @@ from torch import multiprocessing, nn
 
 from mgd_det.engine.buffers import AgreeOnBuffers
 
-
 RANKS = 3
 CONSTANTS = torch.tensor([123.675, 0.1, -torch.inf])  # the mean of three times 123.675 is rounded to another
 
