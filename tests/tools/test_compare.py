@@ -17,7 +17,7 @@ from comparing import picture, report, summary
 from comparing.curves import Point, curves
 from comparing.experiment import Arm, Run, changed, file_name, files, plan, read_experiment, scaled
 from comparing.published import Published
-from comparing.records import append_record, check_files, read_file, read_records
+from comparing.records import append_record, check_files, check_unfinished, read_file, read_records
 from comparing.runner import Runner, RunProcess, shares, time_left
 from helpers.commands import ROOT, started
 from helpers.detectors import small_config
@@ -377,10 +377,10 @@ def test_a_run_that_wrote_its_config_has_the_settings_it_began_with(tmp_path):
 
 
 def test_a_run_that_read_other_files_is_not_counted(tmp_path):
-    weights = tmp_path / "teacher.pth"
+    weights, teacher, unlabelled = (tmp_path / name for name in ("teacher.pth", "teacher.yaml", "rest.json"))
     weights.write_bytes(b"abc")
     cfg = load_config(str(ROOT / "configs/demo/student_mgd.yaml"), ["DISTILL.TEACHER.WEIGHTS", str(weights)])
-    cfg.DATASETS.REGISTER = []
+    cfg.DATASETS.REGISTER = [["rest", str(unlabelled), "images"]]
     digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of "abc", in FIPS 180-2
     assert files(cfg) == {str(weights): digest}
     run = small_run(tmp_path, 1, "")._replace(files=files(cfg))
@@ -388,6 +388,11 @@ def test_a_run_that_read_other_files_is_not_counted(tmp_path):
     check_files(run, finished)
     with pytest.raises(ConfigError, match=rf"made with another {weights}. Copy the experiment"):
         check_files(run._replace(files={str(weights): "0"}), finished)
+    teacher.write_bytes(b"abc")
+    unlabelled.write_bytes(b"abc")
+    cfg.DISTILL.TEACHER.CONFIG_FILE, cfg.DATASETS.UNLABELED = str(teacher), ("rest",)
+    assert files(cfg) == dict.fromkeys([str(unlabelled), str(weights), str(teacher)], digest)
+    cfg.DATASETS.UNLABELED = ()
     cfg.DISTILL.ENABLED = False
     assert files(cfg) == {}
 
@@ -542,6 +547,20 @@ def test_an_override_can_be_each_runs_seed(tmp_path):
     assert found == [None, 11, None, 12]
     shared = plan(read_experiment(experiment(tmp_path, seeds=[11, 12], arms=arms, set=seed)), 0)
     assert [run.settings["DISTILL.EXPERIMENT.ASSIGNMENT_SEED"] for run in shared] == [11, 11, 12, 12]
+
+
+def test_an_unfinished_run_that_trusts_its_files_goes_on(tmp_path):
+    path = experiment(tmp_path, set=["DISTILL.UNSAFE_LOADING", True], seeds=[11])
+    run = plan(read_experiment(path), 0)[0]
+    run.output.mkdir(parents=True)
+    opts = run.command[run.command.index("OUTPUT_DIR") :]
+    cfg = load_config(str(ROOT / "configs/demo/student_mgd.yaml"), opts)
+    assert cfg.DISTILL.UNSAFE_LOADING
+    (run.output / "config.yaml").write_text(cfg.dump())
+    (run.output / "last_checkpoint").touch()
+    check_unfinished(run)
+    with pytest.raises(ConfigError, match=r"SEED was 11 and is 12"):
+        check_unfinished(run._replace(settings={**run.settings, "SEED": 12}))
 
 
 def test_a_run_that_outlived_the_tool_is_not_started_twice(tmp_path, capsys):

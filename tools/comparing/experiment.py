@@ -297,10 +297,12 @@ def changed(cfg: CfgNode) -> dict[str, Any]:
 
 
 def files(cfg: CfgNode) -> dict[str, str]:
-    """Returns SHA-256 digests of the local weights and annotations that a run reads, by path; no images."""
-    used = {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST}
+    """Returns SHA-256 digests of the local files that a run reads, without its images, by path."""
+    used = {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, *cfg.DATASETS.UNLABELED}
     paths = [entry[1] for entry in cfg.DATASETS.REGISTER if entry[0] in used]
-    paths += [cfg.MODEL.WEIGHTS, cfg.DISTILL.TEACHER.WEIGHTS if cfg.DISTILL.ENABLED else ""]
+    paths.append(cfg.MODEL.WEIGHTS)
+    if cfg.DISTILL.ENABLED:
+        paths += [cfg.DISTILL.TEACHER.CONFIG_FILE, cfg.DISTILL.TEACHER.WEIGHTS]
     return {path: digest(path) for path in sorted(paths) if Path(path).is_file()}
 
 

@@ -15,6 +15,8 @@ from mgd_det.config import load_config
 from mgd_det.errors import ConfigError
 
 REMEDY = "Delete its line to run it anew, or restore the settings."
+# It says how files are read, and a run's own config cannot say that of itself.
+NO_SETTING = "DISTILL.UNSAFE_LOADING"
 
 
 def append_record(path: Path, record: Record) -> None:
@@ -99,7 +101,7 @@ def check_settings(key: str, path: Path, run: str, then: Record, now: Record, re
     """Raises ConfigError, which names the differences, if two runs have different settings."""
     differing = [
         f"{name} was {then.get(name, 'the default')!r} and is {now.get(name, 'the default')!r}"
-        for name in sorted(then.keys() | now.keys())
+        for name in sorted((then.keys() | now.keys()) - {NO_SETTING})
         if name not in then or name not in now or then[name] != now[name]
     ]
     if differing:
