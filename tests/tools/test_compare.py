@@ -601,6 +601,7 @@ def test_an_interrupted_experiment_goes_on(demo_data, teacher_run, tmp_path, cap
     assert "interrupted: the same command goes on" in output
     assert list(read_file(results / "runs.jsonl")) == [("alone", 11)]
     with (second / "console.txt").open() as console:
+        assert "SIGTERM: training ends after iteration" in console.read()  # with a checkpoint
         fcntl.flock(console, fcntl.LOCK_EX | fcntl.LOCK_NB)  # free: no process of the run is left
 
     error = error_of(capsys, monkeypatch, written(iterations=3))

@@ -20,7 +20,7 @@ import torch
 from commandline import Figures, circumstances, commit, say
 from comparing.experiment import Run
 from comparing.records import Record, append_record
-from processes import POLL_SECONDS, Failed, Process
+from processes import GRACE, POLL_SECONDS, Failed, Process
 
 from mgd_det.run.metrics import read_metrics
 
@@ -169,12 +169,26 @@ class Runner:
                         reported = time.monotonic()
                         self.report()
             finally:
-                for process in self.running:
-                    process.kill()  # checkpoints are written aside, so this leaves the last one whole
+                self.end(signals)
         if signals:
             say("interrupted: the same command goes on from the last checkpoints; --report-only reports")
             return INTERRUPTED
         return 1 if self.failed else 0
+
+    def end(self, signals: Sequence[int]) -> None:
+        """End the runs under way, which write a checkpoint before they do.
+
+        Those that need more than GRACE seconds are killed, and so are all as soon as a second signal comes.
+        The checkpoints are written aside, so that this leaves the last one whole.
+        """
+        deadline, ending = time.monotonic() + GRACE, self.running
+        for process in ending:
+            os.kill(process.process.pid, signal.SIGTERM)
+        while ending and len(signals) < 2 and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+            ending = [process for process in ending if not process.ended()]
+        for process in self.running:
+            process.kill()  # what is left of it
 
     def collect(self) -> None:
         """Take the results of the runs that have ended."""
