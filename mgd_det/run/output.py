@@ -47,7 +47,7 @@ def check_output(cfg: CfgNode, args: Namespace) -> None:
         problem = "does not go with --resume, --eval-only, --eval-teacher or --suggest-weights"
         raise ConfigError("--start-over", True, problem, "Give one of them.")
     if args.eval_teacher:
-        _check_teacher_folder(folder)
+        _check_teacher_folder(cfg)
     if not trains:
         return
     _check_inputs(cfg, resume=args.resume)
@@ -98,11 +98,15 @@ def _check_inputs(cfg: CfgNode, *, resume: bool) -> None:
             )
 
 
-def _check_teacher_folder(folder: str) -> None:
+def _check_teacher_folder(cfg: CfgNode) -> None:
     """Refuse an evaluation of the teacher whose files would take the place of those of a training."""
-    for path in _found(os.path.join(folder, TEACHER_FOLDER), ("last_checkpoint", "model_*.pth")):
-        problem = f"{path} is of a training, whose config and metrics the evaluation would overwrite"
-        raise ConfigError("OUTPUT_DIR", folder, problem, "Name another OUTPUT_DIR.")
+    folder = os.path.join(cfg.OUTPUT_DIR, TEACHER_FOLDER)
+    trained = _found(folder, ("last_checkpoint", "model_*.pth"))
+    own = (cfg.DISTILL.TEACHER.CONFIG_FILE, cfg.DISTILL.TEACHER.WEIGHTS)
+    trained += [path for path in own if path and os.path.exists(path) and _is_in(path, folder)]
+    if trained:
+        problem = f"{trained[0]} is of a training, whose config and metrics the evaluation would overwrite"
+        raise ConfigError("OUTPUT_DIR", cfg.OUTPUT_DIR, problem, "Name another OUTPUT_DIR.")
 
 
 def _is_in(path: str, folder: str) -> bool:

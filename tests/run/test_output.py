@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 
@@ -220,6 +221,24 @@ def test_an_evaluation_of_the_teacher_leaves_a_training_in_its_folder_alone(left
     assert code == 2
     assert f"OUTPUT_DIR = '{tmp_path}/run': {tmp_path}/run/teacher/{left} is of a training" in error
     assert contents(tmp_path / "run") == {f"teacher/{left}": b"earlier work"}
+
+
+@pytest.mark.parametrize("key", ["CONFIG_FILE", "WEIGHTS"])
+def test_an_evaluation_of_the_teacher_leaves_its_own_files_alone(
+    key, mgd_cfg, own_teacher, teacher_run, start, tmp_path
+):
+    """They lie where the evaluation would write, under names that no training gives."""
+    mgd_cfg.OUTPUT_DIR = str(tmp_path)  # whose folder `teacher` is the teacher's
+    other = {
+        "CONFIG_FILE": ["DISTILL.TEACHER.WEIGHTS", str(teacher_run / "model_final.pth")],
+        "WEIGHTS": ["DISTILL.TEACHER.CONFIG_FILE", str(teacher_run / "config.yaml")],
+    }
+    mgd_cfg.merge_from_list(other[key])
+    before = contents(own_teacher)
+    code, error = start(mgd_cfg, "--eval-teacher")
+    assert code == 2
+    assert re.search(rf"OUTPUT_DIR = '{tmp_path}': {own_teacher}/\S+ is of a training", error)
+    assert contents(own_teacher) == before
 
 
 def test_a_resume_without_the_name_of_the_checkpoint(student_cfg, start, tmp_path):
