@@ -62,6 +62,11 @@ class _PlainUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
+# What reading a file raises that is damaged or no weight file.
+UNREADABLE = (
+    *(EOFError, RuntimeError, TypeError, ValueError, KeyError, AttributeError),
+    *(pickle.UnpicklingError, zipfile.BadZipFile),
+)
 BACKBONES = ("backbone.bottom_up.", "backbone.")  # prefixes of a pre-trained network, the narrower one first
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DISK_RETRIES = 5
@@ -200,10 +205,7 @@ class ReportingCheckpointer(DetectionCheckpointer):
                 "run any code",
                 "If you trust where it comes from, set DISTILL.UNSAFE_LOADING True.",
             ) from error
-        except (
-            *(EOFError, RuntimeError, TypeError, ValueError, KeyError, AttributeError),
-            pickle.UnpicklingError,
-        ) as error:
+        except UNREADABLE as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             reason = reason.split(". ")[0]  # torch's advice is left out
             raise ConfigError(
@@ -411,7 +413,7 @@ def trainer_state(cfg: CfgNode, *, resume: bool) -> Checkpoint:
         checkpoint = _read(path, trusted=cfg.DISTILL.UNSAFE_LOADING)
         _check_trainer(checkpoint)
         return checkpoint.get("trainer", {})
-    except (_Refused, RuntimeError, TypeError, EOFError, pickle.UnpicklingError, AttributeError) as error:
+    except (_Refused, *UNREADABLE) as error:
         remedy = (
             "Name an earlier checkpoint in OUTPUT_DIR/last_checkpoint; or, if it holds Python objects of a "
             "hook of yours, set DISTILL.UNSAFE_LOADING True."

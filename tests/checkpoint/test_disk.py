@@ -10,7 +10,7 @@ import torch
 from helpers.commands import run_tool
 from torch import nn
 
-from mgd_det.checkpoint.checkpointer import ReportingCheckpointer
+from mgd_det.checkpoint.checkpointer import ReportingCheckpointer, trainer_state
 from mgd_det.errors import ConfigError
 
 FULL = """
@@ -57,3 +57,18 @@ def test_a_file_that_would_inflate_is_refused_before_it_does(tmp_path):
         ConfigError, match=r"is not a whole weight file \(it would inflate from \d+ to 40\d+ bytes"
     ):
         ReportingCheckpointer(nn.Linear(1000, 1000)).load(str(path))
+
+
+@pytest.mark.parametrize("part", [b"PK\x01\x02", b"PK\x05\x06"], ids=["directory", "end of directory"])
+def test_a_file_whose_table_of_contents_is_damaged(part, student_cfg, tmp_path):
+    """Zeros in its place, as a file system leaves them after a loss of power."""
+    path = tmp_path / "model_0000001.pth"
+    torch.save({"model": {"weight": torch.zeros(2, 2)}}, path)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(part, bytes(len(part))))
+    with pytest.raises(ConfigError, match=rf"{path}.* is not a whole weight file"):
+        ReportingCheckpointer(nn.Linear(2, 2)).load(str(path))
+    (tmp_path / "last_checkpoint").write_text(path.name)
+    student_cfg.OUTPUT_DIR = str(tmp_path)
+    with pytest.raises(ConfigError, match=rf"--resume = .*{path.name}.*cannot be read.*last_checkpoint"):
+        trainer_state(student_cfg, resume=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from visualizing.page import GREY, PALETTE, Missing, Picture, colour, marker, new_figure, render
 from visualizing.runs import Run, Series
 
+from mgd_det.checkpoint.checkpointer import UNREADABLE
 from mgd_det.engine.state_keys import MATCHING_STATE
 from mgd_det.errors import ConfigError
 from mgd_det.maths.matching import assignment_cost, matched_pairs
@@ -53,9 +53,8 @@ def read_checkpoint(run: Run) -> dict[str, Any]:
     if run.checkpoint is None:
         return {}
     try:
-        plain = not run.cfg.DISTILL.UNSAFE_LOADING
-        saved = torch.load(run.checkpoint, map_location="cpu", weights_only=plain)
-    except (OSError, RuntimeError, EOFError, ValueError, AttributeError, pickle.UnpicklingError) as error:
+        saved = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
+    except (OSError, *UNREADABLE) as error:
         problem, remedy = f"cannot be read ({type(error).__name__})", "Name another one of the run's folder."
         raise ConfigError("--checkpoint", str(run.checkpoint), problem, remedy) from error
     if not isinstance(saved, dict) or "model" not in saved:
