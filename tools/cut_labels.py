@@ -10,12 +10,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from commandline import argument_parser, bad_input_in_one_line, output_folder, say
 
+from mgd_det.data.coco_schema import schema_problem
 from mgd_det.errors import ConfigError
 
 EXAMPLES = """
@@ -56,11 +58,11 @@ def cut(args: argparse.Namespace) -> None:
     if not 0 < args.share < 1:
         raise ConfigError("--share", args.share, "not between 0 and 1", "Give one such as 0.25.")
     coco = read(args.annotations)
+    folder = output_folder("--out", args.out or args.annotations.parent)
     labelled, rest = split(coco, args.share, args.seed)
     if not (labelled["images"] and rest["images"]):
         problem = f"of {len(coco['images'])} images leaves one of the parts empty"
         raise ConfigError("--share", args.share, problem, "Give another, such as 0.25.")
-    folder = output_folder("--out", args.out) if args.out else args.annotations.parent
     for name, part in {"labelled": labelled, "rest": rest}.items():
         drawn = f"{100 * args.share:g}" + (f"_seed{args.seed}" if args.seed else "")
         path = folder / f"{args.annotations.stem}_{drawn}_{name}.json"
@@ -74,17 +76,21 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: it is none.
     """
-    remedy = "Give a COCO-format file with images and annotations."
+    remedy = "Give a file with the COCO entries images, annotations and categories."
     try:
         coco = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError("FILE.json", str(path), f"cannot be read ({error})", remedy) from error
-    if not isinstance(coco, dict) or not all(isinstance(coco.get(k), list) for k in NEEDED):
-        raise ConfigError("FILE.json", str(path), "has no lists 'images' and 'annotations'", remedy)
+    if problem := schema_problem(coco, evaluated=False):
+        raise ConfigError("FILE.json", str(path), problem, remedy)
     for kind, keys in NEEDED.items():
-        if not all(isinstance(entry, dict) and keys <= entry.keys() for entry in coco[kind]):
+        if not all(keys <= entry.keys() for entry in coco[kind]):
             problem = f"has {kind} without {' or '.join(sorted(keys))}"
             raise ConfigError("FILE.json", str(path), problem, remedy)
+    for number, count in Counter(image["id"] for image in coco["images"]).items():
+        if count > 1:
+            problem = f"has {count} images with the id {number!r}"
+            raise ConfigError("FILE.json", str(path), problem, "Give every image an id of its own.")
     return coco
 
 

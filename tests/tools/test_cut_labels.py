@@ -8,6 +8,8 @@ import re
 import cut_labels
 import pytest
 
+EMPTY: dict = {"images": [], "annotations": [], "categories": []}
+
 
 def coco(n: int) -> dict:
     images = [{"id": 10 + i, "file_name": f"{i}.png", "width": 8, "height": 8} for i in range(n)]
@@ -81,10 +83,21 @@ def test_a_file_cannot_be_the_folder(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "share", "message"),
     [
-        ("{}", "0.5", "FILE.json = .*has no lists"),
+        (
+            "{}",
+            "0.5",
+            "FILE.json = .*should be an object with the entries images, annotations",
+        ),
         ("[", "0.5", "FILE.json = .*cannot be read"),
-        ('{"images": [1], "annotations": []}', "0.5", "images without file_name or id"),
-        ('{"images": [], "annotations": [{}]}', "0.5", "annotations without image_id"),
+        (json.dumps({**EMPTY, "images": [1]}), "0.5", r"images\[0\] is 1, and should be an object"),
+        (json.dumps({**EMPTY, "images": [{"id": []}]}), "0.5", r"images\[0\].id is \[\], and should be"),
+        (json.dumps({**EMPTY, "images": [{"id": 1}]}), "0.5", "images without file_name or id"),
+        (json.dumps({**EMPTY, "annotations": [{}]}), "0.5", "annotations without image_id"),
+        (
+            json.dumps({**EMPTY, "images": [{"id": 7, "file_name": x} for x in "ab"]}),
+            "0.5",
+            "2 images with the id 7",
+        ),
         (json.dumps(coco(8)), "0.01", "--share = 0.01: of 8 images leaves one of the parts empty"),
         ("{}", "1.5", "--share = 1.5: not between 0 and 1"),
         ("{}", "nan", "--share = nan: not between 0 and 1"),
