@@ -86,6 +86,11 @@ def under_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def first_of_machine() -> bool:
+    """Returns True in one process of each machine, before processes are connected."""
+    return not under_torchrun() or os.environ["LOCAL_RANK"] == "0"
+
+
 def _join_torchrun(args: Namespace) -> None:
     on_gpu = args.num_gpus > 0
     local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])

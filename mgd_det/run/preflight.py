@@ -21,7 +21,7 @@ from mgd_det.modeling.build import method_class
 from mgd_det.modeling.teacher import TeacherSpec
 
 from .evaluation import teacher_test_config
-from .launch import under_torchrun, world_size
+from .launch import first_of_machine, under_torchrun, world_size
 from .output import check_output
 from .summary import last_values
 
@@ -43,7 +43,7 @@ def preflight(args: Namespace) -> CfgNode:
     cfg = load_config(args.config_file, args.opts, device=device, functions=args.config_function)
     register_datasets(cfg)
     training = not (args.eval_only or args.eval_teacher)
-    check_run_values(cfg, world_size(args))
+    check_run_values(cfg, world_size(args) if training else 1)  # an evaluation shares no batch
     if args.suggest_weights is not None:
         check_suggestion(cfg, args)
     check_output(cfg, args)
@@ -53,12 +53,13 @@ def preflight(args: Namespace) -> CfgNode:
     if training and args.suggest_weights is None:
         check_baseline(cfg)
     tests_teacher = args.eval_teacher or (learns and cfg.DISTILL.TEACHER.MIN_AP > 0)
-    check_datasets(
-        cfg,
-        training=training,
-        student=not args.eval_teacher,
-        teacher=teacher_test_config(cfg) if tests_teacher else None,
-    )
+    if first_of_machine():  # the others would read the same files for the same error
+        check_datasets(
+            cfg,
+            training=training,
+            student=not args.eval_teacher,
+            teacher=teacher_test_config(cfg) if tests_teacher else None,
+        )
     check_evaluators(cfg)
     check_augmented_test(cfg)
     return cfg

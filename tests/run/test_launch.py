@@ -11,6 +11,10 @@ import pytest
 import torch
 from helpers.commands import ROOT, run_tool, started, torchrun
 
+from mgd_det.errors import ConfigError
+from mgd_det.run.main import argument_parser
+from mgd_det.run.preflight import preflight
+
 # Detectron2's launcher insists on CUDA; beside that it does this, with fresh processes where these are forked
 # from a server of their own. Both give a process its work as a pickle.
 SPAWNED = """
@@ -52,6 +56,37 @@ def test_an_error_in_a_spawned_process_is_a_line_and_an_exit_code(processes, cod
     assert result.returncode == code
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.fixture
+def third_of_three(monkeypatch):
+    """This process as torchrun's third, before it has joined the others."""
+    for name, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": 3, "LOCAL_RANK": 2}.items():
+        monkeypatch.setenv(name, str(value))
+
+
+def checked(cfg, folder, *flags: str) -> None:
+    (folder / "run.yaml").write_text(cfg.dump())
+    preflight(
+        argument_parser("").parse_args(["--config-file", str(folder / "run.yaml"), "--num-gpus", "0", *flags])
+    )
+
+
+def test_an_evaluation_shares_no_batch(third_of_three, student_cfg, tmp_path):
+    student_cfg.SOLVER.IMS_PER_BATCH = 4
+    with pytest.raises(ConfigError, match="does not divide among 3 processes"):
+        checked(student_cfg, tmp_path)
+    checked(student_cfg, tmp_path, "--eval-only")
+
+
+def test_the_first_process_of_a_machine_looks_at_the_data(third_of_three, student_cfg, tmp_path, monkeypatch):
+    (tmp_path / "test.json").write_text("[]")
+    student_cfg.DATASETS.REGISTER = [["empty", str(tmp_path / "test.json"), str(tmp_path)]]
+    student_cfg.DATASETS.TEST = ("empty",)
+    checked(student_cfg, tmp_path, "--eval-only")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(ConfigError, match="is not in COCO format"):
+        checked(student_cfg, tmp_path, "--eval-only")
 
 
 WAITING = """
