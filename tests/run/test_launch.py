@@ -81,8 +81,8 @@ def test_an_evaluation_shares_no_batch(third_of_three, student_cfg, tmp_path):
 
 def test_the_first_process_of_a_machine_looks_at_the_data(third_of_three, student_cfg, tmp_path, monkeypatch):
     (tmp_path / "test.json").write_text("[]")
-    student_cfg.DATASETS.REGISTER = [["empty", str(tmp_path / "test.json"), str(tmp_path)]]
-    student_cfg.DATASETS.TEST = ("empty",)
+    student_cfg.DATASETS.REGISTER = [["looked_at_once", str(tmp_path / "test.json"), str(tmp_path)]]
+    student_cfg.DATASETS.TEST = ("looked_at_once",)
     checked(student_cfg, tmp_path, "--eval-only")
     monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(ConfigError, match="is not in COCO format"):
