@@ -23,8 +23,8 @@ logger = logging.getLogger("detectron2." + __name__)
 class MemoryHook(HookBase):
     """Ends a training before its first step if the batch cannot fit into the memory of its device.
 
-    What the student's backbone keeps for the backward pass is measured on one image of the batch. The head,
-    the teacher and the optimiser come on top, so that a batch that passes may still be too large.
+    What the student's backbone keeps for the backward pass is measured on the largest image of the batch.
+    The head, the teacher and the optimiser come on top, so that a batch that passes may still be too large.
 
     Args:
         backbone_path: as :class:`~mgd_det.modeling.tapped.TappedDetector` takes it.
@@ -53,7 +53,7 @@ def check_memory(detector: TappedDetector, batched_inputs: BatchedInputs) -> Non
     device = next(detector.detector.parameters()).device
     largest = max((x["image"] for x in batched_inputs), key=lambda image: image.numel())
     try:
-        needed = kept_bytes(detector, largest.to(device)) * len(batched_inputs)
+        needed = bytes_of_batch(detector, largest.to(device), len(batched_inputs))
     except Exception as error:  # code of other projects can raise anything, and training does without
         logger.info("the memory of a batch is not estimated (%s: %s)", type(error).__name__, error)
         return
@@ -68,8 +68,19 @@ def check_memory(detector: TappedDetector, batched_inputs: BatchedInputs) -> Non
         )
 
 
-def kept_bytes(detector: TappedDetector, image: Tensor) -> int:
-    """Returns how many bytes a detector's backbone keeps of an image, (C, H, W), for the backward pass."""
+def bytes_of_batch(detector: TappedDetector, image: Tensor, number: int) -> int:
+    """Returns how many bytes a detector's backbone keeps of so many images, (C, H, W), for the backward pass.
+
+    What it keeps once, whatever their number, is told apart by two images: autocast's copies of weights.
+    """
+    one = kept_bytes(detector, [image])
+    if number == 1:
+        return one
+    return one + (number - 1) * (kept_bytes(detector, [image, image]) - one)
+
+
+def kept_bytes(detector: TappedDetector, images: list[Tensor]) -> int:
+    """Returns how many bytes a detector's backbone keeps of images, (C, H, W), for the backward pass."""
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -79,7 +90,7 @@ def kept_bytes(detector: TappedDetector, image: Tensor) -> int:
 
     hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
     with isolated_rng(), evaluating(detector.detector), torch.enable_grad(), hooks:
-        run = detector.run(inference_inputs([image]), (), whole=True)  # which the counted tensors live in
+        run = detector.run(inference_inputs(images), (), whole=True)  # which the counted tensors live in
     del run
     return sum(kept.values())
 

@@ -9,7 +9,7 @@ from detectron2.modeling import Backbone
 from torch import nn
 
 from mgd_det import Trainer, register_datasets
-from mgd_det.engine.memory import check_memory, free_bytes, kept_bytes
+from mgd_det.engine.memory import bytes_of_batch, check_memory, free_bytes
 from mgd_det.errors import ConfigError
 from mgd_det.modeling.tapped import TappedDetector
 
@@ -39,13 +39,24 @@ class Detector(nn.Module):
 
 def test_what_a_backbone_keeps_by_hand():
     """The image, 3 channels, and the first layer's output, 5, as numbers of 4 bytes."""
-    assert kept_bytes(TappedDetector(Detector()), torch.zeros(3, 8, 16)) == 8 * 16 * (3 + 5) * 4
+    image = torch.zeros(3, 8, 16)
+    for number in (1, 2, 7):
+        assert bytes_of_batch(TappedDetector(Detector()), image, number) == number * 8 * 16 * (3 + 5) * 4
+
+
+def test_low_precision_copies_of_weights_count_once():
+    """The layers' 3 x 5 and 5 x 7 weights, beside what is kept of the images, all as numbers of 2 bytes."""
+    image = torch.zeros(3, 8, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        for number in (1, 2, 7):
+            found = bytes_of_batch(TappedDetector(Detector()), image, number)
+            assert found == number * 8 * 16 * (3 + 5) * 2 + (3 * 5 + 5 * 7) * 2
 
 
 def test_a_batch_that_cannot_fit_is_refused():
     detector, image = TappedDetector(Detector()), torch.zeros(3, 64, 64)
     check_memory(detector, [{"image": image}])
-    number = free_bytes(torch.device("cpu")) // kept_bytes(detector, image) * 2
+    number = free_bytes(torch.device("cpu")) // bytes_of_batch(detector, image, 1) * 2
     with pytest.raises(ConfigError, match=r"SOLVER.IMS_PER_BATCH = .* GB are free\. Lower it"):
         check_memory(detector, [{"image": image}] * number)
 
