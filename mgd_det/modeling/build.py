@@ -84,12 +84,12 @@ def build_methods(cfg: CfgNode, student: TappedDetector) -> tuple[dict[str, Meth
     Raises:
         ConfigError: a method is unknown or named twice, or its settings do not work with these networks.
     """
-    spec = TeacherSpec.from_config(cfg)
+    spec, device = TeacherSpec.from_config(cfg), torch.device(cfg.MODEL.DEVICE)
     built: list[Teacher] = []
 
     def in_teacher(taps: Sequence[str]) -> dict[str, TapInfo]:
         if not built:
-            built.append(spec.build(torch.device(cfg.MODEL.DEVICE)))
+            built.append(spec.build(device))
         return inspect_teacher(built[0].tapped, taps, spec.config_file)
 
     methods: dict[str, Method] = {}
@@ -102,7 +102,8 @@ def build_methods(cfg: CfgNode, student: TappedDetector) -> tuple[dict[str, Meth
         key = f"DISTILL.{name.upper()}.TAPS" if "TAPS" in node else "DISTILL.METHODS"
         # Adapters draw their initial values aside: the student's are the same with and without them.
         with isolated_rng():
-            methods[name] = cls.from_config(node, partial(inspect_student, student, key=key), in_teacher)
+            method = cls.from_config(node, partial(inspect_student, student, key=key), in_teacher)
+        methods[name] = method.to(device)
         if methods[name].matches:
             methods[name].control = _control(cfg)
     return methods, built[0] if built else None

@@ -12,6 +12,7 @@ from helpers.pipelines import pipeline_config
 from torch.optim.swa_utils import AveragedModel
 
 import mgd_det
+from mgd_det.config import student_config
 from mgd_det.engine.first_batch import watch_next_batch
 from mgd_det.errors import ConfigError
 
@@ -34,6 +35,15 @@ def test_parameters_modules_and_buffers_keep_their_stock_names(cfg):
     assert len(found[0]) > len(expected[0])  # the methods' norms
     assert [name for name, _ in wrapped.named_modules()][1 : 1 + len(modules)] == modules
     assert wrapped.get_parameter("classifier.bias") is student.classifier.bias
+
+
+def test_the_methods_are_on_the_students_device(student_cfg):
+    """On the meta device, which stands for a GPU."""
+    student_cfg.MODEL.DEVICE, student_cfg.MODEL.RESNETS.NORM = "meta", "BN"
+    student_cfg.DISTILL.ENABLED, student_cfg.DISTILL.MGD.TAPS = True, ["p3"]
+    wrapped = mgd_det.wrap(build_model(student_config(student_cfg)), student_cfg)
+    assert {parameter.device.type for parameter in wrapped.parameters()} == {"meta"}
+    assert [name for name, _ in wrapped.named_parameters() if name.startswith("methods.")]
 
 
 def test_a_learning_rate_by_name_is_what_it_is_without_a_teacher(cfg):
