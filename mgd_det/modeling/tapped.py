@@ -24,7 +24,15 @@ from mgd_det.methods import TapInfo
 from mgd_det.rng import isolated_rng
 
 from .heads import Captured, find_head
-from .taps import Complete, backbone_and_head_taps, capture, evaluating, find_tap
+from .taps import (
+    Complete,
+    ResidualSum,
+    after_relu,
+    backbone_and_head_taps,
+    capture,
+    evaluating,
+    find_tap,
+)
 
 # Two images tell a batch from something else of size 1, and unequal sides tell rows from columns. Both are
 # multiples of every stride up to that of p7.
@@ -180,10 +188,12 @@ class TappedDetector:
             return found
         backbone = self.backbone
         taps = {name: find_tap(backbone, name) for name in names}
+        sums = [name for name, tap in taps.items() if isinstance(tap, ResidualSum)]
         runs: Counter[str] = Counter()
         with isolated_rng(), evaluating(self.detector), torch.enable_grad(), _gradients_in(backbone):
             try:
-                seen = self.run(self._probe(backbone), names, whole=True, runs=runs)
+                probed = [*names, *map(after_relu, sums)]
+                seen = self.run(self._probe(backbone), probed, whole=True, runs=runs)
             except (UnknownTap, NotImplementedError):  # the latter of operators that a device lacks
                 raise
             except Exception as error:  # its code can raise anything
@@ -195,6 +205,14 @@ class TappedDetector:
             if runs[name] > 1:
                 raise UnknownTap(f"its module {name!r} is run {runs[name]} times in one forward pass")
             found[name] = _tap_info(name, seen.features.get(name), seen.pixels, _moments(tap.norm))
+        for name in sums:
+            total, output = seen.features[name], seen.features[after_relu(name)]
+            if not any(torch.allclose(expected, output) for expected in (total.relu(), total)):
+                block = type(taps[name].hooked[0]).__name__
+                raise UnknownTap(
+                    f"at {name!r}, its {block} does more than add its last convolution and the shortcut: "
+                    f"take {after_relu(name)!r}, what the block returns"
+                )
         return found
 
     def _probe(self, backbone: nn.Module) -> BatchedInputs:

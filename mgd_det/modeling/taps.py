@@ -129,7 +129,7 @@ def find_tap(backbone: nn.Module, name: str) -> Tap:
     stages = {
         name: blocks
         for name, blocks in bottom_up.named_children()
-        if isinstance(blocks, nn.Sequential) and _is_residual(blocks[-1])
+        if isinstance(blocks, nn.Sequential) and len(blocks) and _is_residual(blocks[-1])
     }
     modules = dict(backbone.named_modules())
     outputs = {
@@ -140,14 +140,21 @@ def find_tap(backbone: nn.Module, name: str) -> Tap:
     }
     if name in stages:
         return ResidualSum(stages[name][-1])
-    if name.endswith("_relu") and name[: -len("_relu")] in stages:
-        return ModuleOutput(stages[name[: -len("_relu")]], copy=False)
+    for stage, blocks in stages.items():
+        if name == after_relu(stage):
+            return ModuleOutput(blocks, copy=False)
     if name in outputs:
         return BackboneOutput(outputs[name], name)
     if name and name in modules:
         return ModuleOutput(modules[name], copy=True)
-    stages_relu = [f"{stage}_relu" for stage in stages]
-    raise UnknownTap(f"it has the taps {[*stages, *stages_relu, *outputs]}, and its modules' paths")
+    raise UnknownTap(
+        f"it has the taps {[*stages, *map(after_relu, stages), *outputs]}, and its modules' paths"
+    )
+
+
+def after_relu(stage: str) -> str:
+    """Returns the name of the tap of a stage's output, which its ReLU has gone over."""
+    return f"{stage}_relu"
 
 
 def _output_names(network: nn.Module) -> list[str]:
@@ -210,14 +217,19 @@ def capture(
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """While active, a model is in eval mode; afterwards every submodule gets back the mode that it had."""
+    """While active, a model is in eval mode; afterwards every submodule gets back the mode that it had.
+
+    It gets it back by its own `train`, which changes more than a flag in modules that have one for eval mode.
+    """
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
+        for module, mode in modes.items():  # parents before their children, whose modes may differ
+            if module.training != mode:
+                module.train(mode)
+                module.training = mode
 
 
 def backbone_and_head_taps(names: Sequence[str]) -> tuple[list[str], list[str]]:

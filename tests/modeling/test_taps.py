@@ -198,6 +198,59 @@ def test_evaluating_gives_every_module_its_mode_back_after_an_error():
     assert [m.training for m in model.modules()] == [True, True, False, False]
 
 
+class Merging(nn.Linear):
+    """Adds to its weight in eval mode, and takes that off again in training mode, as LoRA does."""
+
+    merged = False
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def train(self, mode: bool = True):
+        if self.merged is mode:
+            self.weight.data += -1 if mode else 1
+            self.merged = not mode
+        return super().train(mode)
+
+
+def test_evaluating_undoes_what_eval_mode_does_to_a_module():
+    model = nn.Sequential(Merging(2, 2), nn.Sequential(Merging(2, 2)))
+    model[1].eval()
+    with evaluating(model):
+        assert (model[0].weight == 2).all() and (model[1][0].weight == 2).all()
+    assert (model[0].weight == 1).all() and (model[1][0].weight == 2).all()
+    assert [m.training for m in model.modules()] == [True, True, False, False]
+
+
+class Scaled(BasicBlock):
+    """Halves its branch before it adds it, as squeeze and excitation or LayerScale do."""
+
+    def forward(self, x):
+        return F.relu(self.conv2(F.relu_(self.conv1(x))) / 2 + x)
+
+
+def test_the_sum_of_a_block_that_changes_its_branch_is_no_tap():
+    class Detector(nn.Module):
+        def __init__(self, block: nn.Module) -> None:
+            super().__init__()
+            self.backbone = one_block_resnet(block).float()
+
+        def forward(self, batched_inputs):
+            return self.backbone(torch.stack([x["image"] + 1.0 for x in batched_inputs]))
+
+    with pytest.raises(UnknownTap, match=r"at 'res2', its Scaled does more than add .* take 'res2_relu'"):
+        TappedDetector(Detector(Scaled(8, 8))).inspect(["res2"])
+    assert TappedDetector(Detector(Scaled(8, 8))).inspect(["res2_relu"])["res2_relu"].channels == 8
+    assert TappedDetector(Detector(BasicBlock(8, 8))).inspect(["res2"])["res2"].channels == 8
+
+
+def test_an_empty_sequence_in_a_backbone_is_no_stage():
+    backbone = one_block_resnet(BasicBlock(8, 8))
+    backbone.after = nn.Sequential()
+    assert find_tap(backbone, "res2").hooked
+
+
 def test_a_module_without_feature_maps_is_no_tap(student_cfg):
     with pytest.raises(UnknownTap, match=r"'bottom_up' gives no \(N, C, H, W\) features"):
         TappedDetector(build_student(student_cfg)).inspect(["bottom_up"])
