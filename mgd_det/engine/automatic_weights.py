@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, Callable
 
 import torch
@@ -42,7 +42,8 @@ class AutomaticWeights:
         self.strength, self.period, self.until = strength, period, until
         self.teacher_every = teacher_every
         self._left = FIRST if strength else 0
-        self._measured: dict[str, tuple[int, float]] = {}  # number of measurements, smoothed logarithm
+        # Number of measurements, and the smoothed logarithm of the ratio at weight 1, by loss.
+        self._measured: dict[str, tuple[int, float]] = {}
         self._known: list[str] = []  # the losses that measurements were taken of
         self._late = False  # whether the first measurements are of a resumed run, also after `until`
 
@@ -62,8 +63,11 @@ class AutomaticWeights:
         """Returns the factor of every loss, by name; empty where the weights stay as they are given."""
         if not self.strength:
             return {}
-        ratios = {name: math.exp(self._measured[name][1]) for name in losses if name in self._measured}
-        return {name: self.strength / ratios[name] if name in ratios else 0.0 for name in losses}
+        scales = dict.fromkeys(losses, 0.0)
+        for name, loss in losses.items():
+            if name in self._measured and loss.weight:
+                scales[name] = self.strength / (math.exp(self._measured[name][1]) * loss.weight)
+        return scales
 
     def take(
         self,
@@ -78,9 +82,12 @@ class AutomaticWeights:
             losses: all of the detector's.
             sum_over_ranks: replaces a tensor, in place, by its sum over all processes.
         """
-        given = [ratios.get(name, 0.0) for name in losses]
-        logs = [math.log(ratio) if 0 < ratio < math.inf else math.nan for ratio in given]
-        self._known = list(losses)
+        given = [(ratios.get(name, 0.0), loss.weight) for name, loss in losses.items()]
+        logs = [
+            math.log(ratio / weight) if weight and 0 < ratio < math.inf else math.nan
+            for ratio, weight in given
+        ]
+        self._known = _weighted(losses)
         found = torch.tensor([logs, [1.0] * len(logs)], dtype=torch.float64)
         found[:, found[0].isnan()] = 0
         sum_over_ranks(found)
@@ -111,9 +118,9 @@ class AutomaticWeights:
     def state_dict(self) -> State:
         """Returns what a resumed run needs: plain numbers by name."""
         measured = {name: list(pair) for name, pair in self._measured.items()}
-        return {"left": self._left, "late": self._late, "known": self._known, "measured": measured}
+        return {"left": self._left, "late": self._late, "known": self._known, "at_weight_1": measured}
 
-    def load_state_dict(self, state: Mapping[str, Any], losses: Collection[str]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], losses: Mapping[str, LossInfo]) -> None:
         """Take up the state of an earlier run.
 
         Args:
@@ -121,12 +128,27 @@ class AutomaticWeights:
             losses: those that this run has in common with it; the first measurements are made again if there
                 are others.
         """
-        measured = {name: pair for name, pair in state["measured"].items() if name in losses}
-        self._measured = {name: (int(number), float(log)) for name, (number, log) in measured.items()}
-        self._known = [name for name in state.get("known", state["measured"]) if name in losses]
+        measured, known = state.get("at_weight_1"), state.get("known", ())
+        if measured is None:  # an earlier version's, which holds the ratios at the weights of its run
+            weights = {name: losses[name].weight for name in _weighted(losses)}
+            measured = {
+                name: (number, log - math.log(weights[name]))
+                for name, (number, log) in state["measured"].items()
+                if name in weights
+            }
+            known = measured
+        self._measured = {
+            name: (int(number), float(log)) for name, (number, log) in measured.items() if name in losses
+        }
+        self._known = [name for name in known if name in losses]
         self._left, self._late = int(state["left"]), bool(state.get("late", False))
 
-    def measure_anew(self, losses: Collection[str]) -> None:
+    def measure_anew(self, losses: Mapping[str, LossInfo]) -> None:
         """Make the first measurements again if there are losses of which none was taken."""
-        if self.strength and not set(losses) <= set(self._known):
+        if self.strength and not set(_weighted(losses)) <= set(self._known):
             self._left, self._late = FIRST, True
+
+
+def _weighted(losses: Mapping[str, LossInfo]) -> list[str]:
+    """Returns the names of the losses that count, which alone have a gradient to measure."""
+    return [name for name, loss in losses.items() if loss.weight]

@@ -51,18 +51,25 @@ class DistillState:
         automatic = state.pop(AUTOMATIC_KEY, None)  # checkpoints of before there were any have none
         kept = self.detector.load_distill_state(state)
         if automatic:
-            losses = [name for method in kept for name in self.detector.methods[method].losses]
+            methods = (self.detector.methods[name] for name in kept)
+            losses = {name: loss for method in methods for name, loss in method.losses.items()}
             self.automatic.load_state_dict(automatic, losses)
         self.automatic.measure_anew(self.detector.losses)
 
     def check_resumed(self, start_iter: int) -> None:
-        """Warn if a run goes on from an iteration without this state of its beginning."""
-        warn_if_lost(self.detector, start_iter, loaded=self._loaded)
+        """Start afresh, with a warning, if a run goes on from an iteration without a state of before."""
+        start_afresh_if_lost(self.detector, self.automatic, start_iter, loaded=self._loaded)
 
 
-def warn_if_lost(detector: DistilledDetector, start_iter: int, *, loaded: bool) -> None:
-    """Warn if a run goes on from an iteration and no state of its distillation has been loaded."""
+def start_afresh_if_lost(
+    detector: DistilledDetector, automatic: AutomaticWeights, start_iter: int, *, loaded: bool
+) -> None:
+    """Warn if a run goes on from an iteration and no state of its distillation has been loaded.
+
+    The automatic weights are then found as at the start of a run.
+    """
     if start_iter > 0 and detector.methods and not loaded:
+        automatic.measure_anew(detector.losses)
         logger.warning(
             "the run goes on at iteration %d, but its checkpoint holds no state of the distillation: the "
             "matching is solved anew, and what the methods train beside the student starts afresh. Register "

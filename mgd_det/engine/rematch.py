@@ -17,7 +17,7 @@ from mgd_det.modeling.detector import DistilledDetector
 from mgd_det.modeling.step_plan import StepPlan
 
 from .automatic_weights import AutomaticWeights
-from .distill_state import DistillState, stores_hooks, warn_if_lost
+from .distill_state import DistillState, start_afresh_if_lost, stores_hooks
 from .first_batch import FirstBatchHook
 from .loss_logging import log_gradient_ratios, log_weights
 from .matching import MatchingSchedule
@@ -133,7 +133,7 @@ class RematchHook(HookBase):
         self.detector.prepare()
         if self.trainer.start_iter == 0:
             self.detector.inherit()
-        warn_if_lost(self.detector, self.trainer.start_iter, loaded=self._loaded)
+        start_afresh_if_lost(self.detector, self.automatic, self.trainer.start_iter, loaded=self._loaded)
         checkpointer = getattr(self.trainer, "checkpointer", None)
         self._join(checkpointer)  # one that was made after the hook was registered
         if checkpointer is not None and stores_hooks(checkpointer):

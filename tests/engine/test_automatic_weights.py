@@ -15,6 +15,7 @@ from mgd_det.engine.automatic_weights import FIRST, AutomaticWeights
 from mgd_det.methods import LossInfo
 
 LOSSES = {"loss_a": LossInfo("res3", 2.0), "loss_b": LossInfo("res4", 0.5)}
+FIRST_LOSS = {"loss_a": LOSSES["loss_a"]}
 
 
 def alone(tensor):
@@ -44,8 +45,8 @@ def test_processes_take_the_mean_of_those_that_could_measure():
     automatic = AutomaticWeights(1.0)
 
     def with_another(tensor):
-        """Another process measured 16 for the first loss and nothing for the second."""
-        tensor += tensor.new_tensor([[math.log(16.0), 0.0], [1.0, 0.0]])
+        """Another process measured 16 for the first loss, of weight 2, and nothing for the second."""
+        tensor += tensor.new_tensor([[math.log(16.0 / 2.0), 0.0], [1.0, 0.0]])
 
     automatic.take({"loss_a": 1.0, "loss_b": 2.0}, LOSSES, with_another)
     assert automatic.scales(LOSSES) == pytest.approx({"loss_a": 1 / 4, "loss_b": 1 / 2})
@@ -70,10 +71,10 @@ def test_it_measures_at_first_then_every_period_and_not_after_the_end():
     assert AutomaticWeights(0.0).scales(LOSSES) == {}
 
 
-def resumed(before: AutomaticWeights, common, **options) -> AutomaticWeights:
+def resumed(before: AutomaticWeights, common, losses=LOSSES, **options) -> AutomaticWeights:
     automatic = AutomaticWeights(1.0, **options)
     automatic.load_state_dict(before.state_dict(), common)
-    automatic.measure_anew(LOSSES)
+    automatic.measure_anew(losses)
     return automatic
 
 
@@ -86,7 +87,38 @@ def measured(losses) -> AutomaticWeights:
 
 def test_a_resumed_run_goes_on_with_what_was_measured():
     automatic = resumed(measured(LOSSES), LOSSES)
-    assert automatic.scales(LOSSES) == {"loss_a": 4.0, "loss_b": 4.0}
+    assert automatic.scales(LOSSES) == pytest.approx({"loss_a": 4.0, "loss_b": 4.0})
+    assert not automatic.measures(7)
+
+
+def with_weight(name: str, weight: float) -> dict[str, LossInfo]:
+    return {**LOSSES, name: LOSSES[name]._replace(weight=weight)}
+
+
+def test_a_resumed_run_with_another_weight_pulls_as_it_did():
+    """The factor beside a weight ten times as large is a tenth."""
+    heavier = with_weight("loss_a", 20.0)
+    automatic = AutomaticWeights(1.0)
+    automatic.load_state_dict(measured(LOSSES).state_dict(), heavier)
+    automatic.measure_anew(heavier)
+    assert automatic.scales(heavier) == pytest.approx({"loss_a": 0.4, "loss_b": 4.0})
+    assert not automatic.measures(7)
+
+
+def test_a_resumed_run_measures_a_loss_that_had_no_weight():
+    without = with_weight("loss_a", 0.0)
+    automatic = resumed(measured(without), LOSSES)
+    assert automatic.scales(LOSSES) == pytest.approx({"loss_a": 0.0, "loss_b": 4.0})
+    assert automatic.measures(7)
+    assert not resumed(measured(LOSSES), LOSSES, losses=without).measures(7)  # nor one that has none now
+
+
+def test_the_state_of_an_earlier_version_is_taken_up():
+    ratios = {name: [FIRST, math.log(0.25)] for name in LOSSES}
+    automatic = AutomaticWeights(1.0)
+    automatic.load_state_dict({"left": 0, "known": list(LOSSES), "measured": ratios}, LOSSES)
+    automatic.measure_anew(LOSSES)
+    assert automatic.scales(LOSSES) == pytest.approx({"loss_a": 4.0, "loss_b": 4.0})
     assert not automatic.measures(7)
 
 
@@ -94,8 +126,8 @@ def test_a_resumed_run_goes_on_with_what_was_measured():
     "before, common",
     [
         (AutomaticWeights(0.0), LOSSES),
-        (measured({"loss_a": LOSSES["loss_a"]}), ["loss_a"]),
-        (measured(LOSSES), ["loss_a"]),
+        (measured(FIRST_LOSS), FIRST_LOSS),
+        (measured(LOSSES), FIRST_LOSS),
     ],
     ids=["without automatic weights", "without this method", "with one that starts afresh"],
 )

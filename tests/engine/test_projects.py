@@ -85,11 +85,14 @@ def test_a_trainer_that_stores_its_hooks_stores_ours_once(cfg):
 def test_a_resume_without_the_state_says_what_that_means(cfg, caplog):
     trained(OldTrainer, cfg)
     cfg.SOLVER.MAX_ITER = 3
+    cfg.DISTILL.STRENGTH, cfg.DISTILL.STRENGTH_UNTIL = 0.5, 1  # whose weights were to be found before
     late = OldTrainer(cfg)
     late.resume_or_load(resume=True)
-    late.register_hooks([RematchHook(cfg)])
+    hook = RematchHook(cfg)
+    late.register_hooks([hook])
     with caplog.at_level(logging.WARNING, "detectron2"):
         late.train()
+    assert all(hook.automatic.scales(hook.detector.losses).values())
     assert "goes on at iteration 2, but its checkpoint holds no state of the distillation" in caplog.text
 
 
