@@ -18,6 +18,9 @@ from torch.autograd.graph import get_gradient_edge
 # The losses are differentiated here without the trainer's loss scale. This factor keeps the gradients of mean
 # losses out of the range that float16 rounds to zero.
 _SCALE = 2.0**16
+# The rounding of what arrives at a point, relative to its norm, in units of the machine epsilon of its dtype:
+# rounding in the layers above adds up.
+_ROUNDING = 4
 
 
 class GradientPoint:
@@ -77,22 +80,28 @@ class GradientRatios:
 
         Returns:
             By name, the ratio at the loss's point. A loss is left out if its gradient or the task's is
-            not finite, or the task's is zero. It is empty if there was no backward pass.
+            not finite, or if the task's is no larger than the rounding of what arrived, as where losses pull
+            some 30 times as strongly as the task in bfloat16. It is empty if there was no backward pass.
         """
         if self._scale is None:
             return {}
         found = {}
         for name, point in self._points.items():
-            task = _norm(
-                [
-                    None if arrived is None else arrived.float() / self._scale.float() - _or_zero(distilled)
-                    for arrived, distilled in zip(point.arrived, self._distilled[point])
-                ]
-            ).item()
+            task, rounding = self._task(point, self._scale.float())
             own = self._own[name].item()
-            if task > 0 and math.isfinite(task) and math.isfinite(own):
+            if task > rounding and math.isfinite(task) and math.isfinite(own):
                 found[name] = own / task
         return found
+
+    def _task(self, point: GradientPoint, scale: Tensor) -> tuple[float, float]:
+        """Return the norm of the task's gradient at a point, and how large its rounding may be."""
+        arrived = [None if gradient is None else gradient.float() / scale for gradient in point.arrived]
+        task = [
+            None if gradient is None else gradient - _or_zero(distilled)
+            for gradient, distilled in zip(arrived, self._distilled[point])
+        ]
+        epsilons = [torch.finfo(gradient.dtype).eps for gradient in point.arrived if gradient is not None]
+        return _norm(task).item(), _ROUNDING * max(epsilons, default=0.0) * _norm(arrived).item()
 
 
 def _gradients(loss: Tensor, points: list[GradientPoint]) -> list[list[Tensor | None]]:

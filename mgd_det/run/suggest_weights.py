@@ -56,7 +56,7 @@ class _ShortTraining(Trainer):
 
 
 def suggest_weights(cfg: CfgNode, iterations: int) -> None:
-    """Train as the config says, for a few iterations, and log which weights that suggests.
+    """Train as the config says, for a few iterations and in float32, and log which weights that suggests.
 
     Nothing is written. Every process of a distributed job takes part.
     """
@@ -68,6 +68,8 @@ def suggest_weights(cfg: CfgNode, iterations: int) -> None:
     for key in cfg.DISTILL.SCHEDULE:
         cfg.DISTILL.SCHEDULE[key] = 0
     cfg.DISTILL.EXPERIMENT.DECAY_ITER, cfg.DISTILL.TEACHER.EVERY = 0, 1
+    # In lower precision the task's gradient is lost beside that of a loss which pulls far too strongly.
+    cfg.SOLVER.AMP.ENABLED = False
     cfg.freeze()
     for name in ("fvcore", "detectron2"):
         setup_logger(distributed_rank=comm.get_rank(), name=name)

@@ -64,6 +64,23 @@ def test_several_tensors_are_one_point_and_a_loss_may_miss_some():
     assert measured.ratios() == pytest.approx({"own": 6 / 5})
 
 
+@pytest.mark.parametrize(
+    ("dtype", "pull", "found"),
+    [
+        (torch.bfloat16, 8.0, {"own": 8.0}),
+        (torch.bfloat16, 100.0, {}),  # the task's is 1 of 101, and bfloat16 has an epsilon of 1 in 128
+        (torch.float32, 100.0, {"own": 100.0}),
+    ],
+)
+def test_a_task_that_is_lost_in_rounding_gives_no_ratio(dtype, pull, found):
+    a = 2 * torch.ones(1, 1, requires_grad=True, dtype=dtype)
+    point = GradientPoint(a)
+    own, task = pull * a.sum(), a.sum()
+    measured = GradientRatios({"own": (own, point)}, [own])
+    (own + task).backward()
+    assert measured.ratios() == pytest.approx(found)
+
+
 @pytest.mark.parametrize("factor", [float("inf"), 0.0])
 def test_overflow_or_a_task_without_gradient_gives_no_ratio(factor):
     a = 2 * torch.ones(1, 3, requires_grad=True)

@@ -67,7 +67,9 @@ def to_append(text: str) -> list[str]:
     return shlex.split(text.split("To append:\n")[1].splitlines()[0])
 
 
-def test_the_command_suggests_the_same_whatever_the_weights_are_and_writes_nothing(mgd_cfg, tmp_path):
+def test_the_command_suggests_the_same_whatever_weights_and_precision_are_and_writes_nothing(
+    mgd_cfg, tmp_path
+):
     """The first iteration's gradients are those of the same networks on the same images."""
     mgd_cfg.DISTILL.METHODS = ["mgd", "imitation", "logits"]
     mgd_cfg.DISTILL.IMITATION.TAPS = ["p3"]
@@ -77,6 +79,7 @@ def test_the_command_suggests_the_same_whatever_the_weights_are_and_writes_nothi
     (tmp_path / "run.yaml").write_text(mgd_cfg.dump())
     command = (TRAIN_NET, "--config-file", tmp_path / "run.yaml", "--num-gpus", 0, "--suggest-weights", 1)
     other = ["DISTILL.MGD.LOSS_WEIGHTS", "[0.2, 5, 60]", "DISTILL.LOGITS.WEIGHT", "0.01"]
+    other += ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "bfloat16"]
     before = sorted(os.listdir(tmp_path))
     pairs, others = (to_append(run_tool(*command, *opts, cwd=tmp_path).stdout) for opts in ([], other))
     assert sorted(os.listdir(tmp_path)) == before
