@@ -251,7 +251,12 @@ def _undone(model: nn.Module, pixels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def constant_channels(features: Tensor) -> int:
-    """Returns how many channels of (N, C, H, W) have one value throughout, to float32's rounding."""
+    """Returns how many channels of (N, C, H, W) have one value at all positions, to float32's rounding.
+
+    Of a single position, as the coarsest level of one small image has, that says nothing: it is 0.
+    """
+    if features[:, 0].numel() == 1:
+        return 0
     low, high = (extreme((0, 2, 3)).float() for extreme in (features.amin, features.amax))
     return int((high - low <= 1e-6 * torch.maximum(low.abs(), high.abs())).sum())
 

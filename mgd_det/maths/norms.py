@@ -30,8 +30,9 @@ class MaskedGroupNorm(nn.GroupNorm):
         Returns:
             (N, C, H, W), float32 or wider with a mask. Its values at the padding mean nothing.
         """
-        if mask is None:
+        if mask is None and x.numel() > self.num_groups:
             return super().forward(x)
+        mask = _nothing_padded(x) if mask is None else mask  # torch refuses a single number in a group
         return _GroupNorm.apply(x, mask, self.num_groups, self.weight, self.bias, self.eps)
 
 
@@ -84,6 +85,11 @@ class _GroupNorm(torch.autograd.Function):
         return by_x, None, None, by_weight, by_bias.sum(0).to(weight.dtype), None
 
 
+def _nothing_padded(x: Tensor) -> Tensor:
+    """Return a mask, (N, 1, H, W), that leaves nothing out."""
+    return torch.ones_like(x[:, :1], dtype=torch.bool)
+
+
 def _per_channel(of_group: Tensor, channels: int) -> Tensor:
     """Repeat the value of each group, (N, groups), for its channels: (N, C)."""
     return of_group.repeat_interleave(channels // of_group.shape[1], 1)
@@ -112,7 +118,7 @@ class MaskedBatchNorm(nn.BatchNorm2d):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Normalise features; arguments and result are those of :meth:`MaskedGroupNorm.forward`."""
-        if mask is None:
+        if mask is None and x.numel() > self.num_features:  # torch refuses a single number in a channel
             return super().forward(x)
         centred, _, variance = centred_and_variance(without_padding(x, mask), mask)
         unit = centred * torch.rsqrt(variance + self.eps)

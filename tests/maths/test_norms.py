@@ -176,6 +176,13 @@ class TestUnmasked:
         assert torch.equal(norm(x), own(x))
 
     @pytest.mark.parametrize("kind", ["GN", "BN"])
+    def test_a_single_position_is_the_bias(self, kind: str) -> None:
+        """As the coarsest level of one small image has it."""
+        norm = student_norm(kind, 1)
+        result = norm(torch.full((1, 1, 1, 1), 9.0))
+        torch.testing.assert_close(result[0, 0, 0, 0], norm.bias[0], rtol=0, atol=0)
+
+    @pytest.mark.parametrize("kind", ["GN", "BN"])
     def test_gradient_reaches_weight_bias_and_features(self, kind: str) -> None:
         norm, x = student_norm(kind), normal(0, N, C, H, W).requires_grad_()
         (norm(x) * normal(1, N, C, H, W)).sum().backward()
