@@ -76,8 +76,15 @@ class DenseHead:
         self.in_features: Sequence[str] = detector.head_in_features
         self.strides = [shapes[name].stride for name in self.in_features]
 
-    def info(self) -> TapInfo:
-        """Returns the properties of the taps in it."""
+    def info(self, tap: str = HEAD) -> TapInfo:
+        """Returns the properties of a tap in it.
+
+        Raises:
+            UnknownTap: the head is of layers among which there is no such tap.
+        """
+        if tap == CROSS_PREDICTIONS:
+            for subnet in (self.head.cls_subnet, self.head.bbox_subnet):
+                _half(subnet)
         detector, weight = self.detector, self.head.cls_score.weight
         return TapInfo(
             channels=weight.shape[1],
@@ -111,11 +118,12 @@ class DenseHead:
             HEAD: [(self.head.cls_subnet, appending_to(maps))],
             CLASS_MAPS: [(self.head.cls_score, appending_to(classes))],
             PREDICTIONS: [(self.head, lambda module, args, output: found.update({PREDICTIONS: output}))],
-            CROSS_PREDICTIONS: [
+        }
+        if CROSS_PREDICTIONS in taps:
+            hooks[CROSS_PREDICTIONS] = [
                 (subnet[_half(subnet) - 1], appending_to(levels))
                 for subnet, levels in zip((self.head.cls_subnet, self.head.bbox_subnet), half_way)
-            ],
-        }
+            ]
         with _hooked([hook for tap in taps for hook in hooks[tap]]):
             yield found
 
@@ -249,8 +257,8 @@ class ProposalHead:
         self.detector, self.heads = detector, detector.roi_heads
         self.in_features: Sequence[str] = self.heads.box_in_features
 
-    def info(self) -> TapInfo:
-        """Returns the properties of both taps."""
+    def info(self, tap: str = HEAD) -> TapInfo:
+        """Returns the properties of a tap in it, which both have."""
         predictor = self.heads.box_predictor
         weight = predictor.cls_score.weight
         return TapInfo(
@@ -373,8 +381,15 @@ def _has(module: nn.Module, *names: str) -> bool:
 
 
 def _half(subnet: nn.Sequential) -> int:
-    """Returns the index of the last but one activation in a subnet, of the only one with one convolution."""
-    last = max(index for index, layer in enumerate(subnet) if isinstance(layer, nn.Conv2d))
+    """Returns the index of the last but one activation in a subnet, of the only one with one convolution.
+
+    Raises:
+        UnknownTap: the subnet is not a sequence of convolutions, norms and activations.
+    """
+    last = max((index for index, layer in enumerate(subnet) if isinstance(layer, nn.Conv2d)), default=None)
+    if last is None:
+        layers = sorted({type(layer).__name__ for layer in subnet})
+        raise UnknownTap(f"there is no convolution among the layers of its head, which are {layers}")
     return last - 1 if last else len(subnet) - 1
 
 

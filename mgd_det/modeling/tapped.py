@@ -183,7 +183,7 @@ class TappedDetector:
             UnknownTap: the detector has no such tap, or no features there that belong to a batch of images.
         """
         names, head_names = backbone_and_head_taps(names)
-        found = {name: find_head(self.detector).info() for name in head_names}
+        found = {name: find_head(self.detector).info(name) for name in head_names}
         if not names:
             return found
         backbone = self.backbone

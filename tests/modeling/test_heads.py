@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
+from detectron2.layers import DepthwiseSeparableConv2d
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
@@ -131,6 +132,17 @@ def test_capture_of_one_tap_leaves_the_other_alone(retinanet, labelled):
     with find_head(retinanet).capture(["head"]) as found:
         step(retinanet, labelled)
     assert "predictions" not in found
+
+
+def test_a_head_of_blocks_has_all_taps_but_the_one_half_way(retinanet, labelled):
+    """Some heads are of blocks with several convolutions each."""
+    retinanet.head.cls_subnet = nn.Sequential(DepthwiseSeparableConv2d(16, 16))
+    with find_head(retinanet).capture(["head", "predictions"]) as found:
+        step(retinanet, labelled)
+    assert [maps.shape[1] for maps in found["head"]] == [16] * 5
+    assert TappedDetector(retinanet).inspect(["head"])["head"].channels == 16
+    with pytest.raises(UnknownTap, match=r"there is no convolution .* are \['DepthwiseSeparableConv2d'\]"):
+        TappedDetector(retinanet).inspect(["cross_predictions"])
 
 
 def test_a_box_heads_forward_pass_gives_what_its_parts_give(rcnn, labelled):
