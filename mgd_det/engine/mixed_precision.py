@@ -35,14 +35,19 @@ class MixedPrecisionTrainer(SimpleTrainer):
         self.grad_scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
 
     def run_step(self) -> None:
+        assert self.model.training, f"[{type(self).__name__}] the model is in eval mode"
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
         with torch.autocast(self.device_type, dtype=self.dtype):
             loss_dict = self.model(data)
+            if isinstance(loss_dict, torch.Tensor):
+                loss_dict = {"total_loss": loss_dict}
             losses = sum(loss_dict.values())
         self.optimizer.zero_grad()
         self.grad_scaler.scale(losses).backward()
+        if hasattr(self, "after_backward"):  # of newer versions of Detectron2
+            self.after_backward()
         self._write_metrics(loss_dict, data_time)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()

@@ -8,8 +8,11 @@ import pytest
 import torch
 from detectron2.engine import default_setup
 from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+from torch import nn
 
 from mgd_det.data.datasets import register_datasets
+from mgd_det.engine.mixed_precision import MixedPrecisionTrainer
 from mgd_det.engine.trainer import Trainer
 from mgd_det.maths.matching import assignment_cost
 
@@ -32,6 +35,31 @@ def test_a_run_trains_and_resumes(dtype, mgd_cfg):
     values = [v for name in names for v, _ in trainer.storage.history(name).values()]
     assert all(math.isfinite(v) and v > 0 for v in values)
     assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
+
+
+def test_a_detector_may_return_its_loss_alone_and_has_to_be_in_training_mode():
+    """As Detectron2's own trainers have it."""
+
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(()))
+
+        def forward(self, number):
+            return number * self.weight
+
+    model = Detector()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.25)
+    trainer = MixedPrecisionTrainer(
+        model, [2.0, 2.0], optimizer, device=torch.device("cpu"), dtype=torch.bfloat16
+    )
+    with EventStorage() as storage:
+        trainer.run_step()
+    assert model.weight.item() == 1 - 0.25 * 2
+    assert storage.latest()["total_loss"][0] == 2.0
+    model.eval()
+    with pytest.raises(AssertionError, match="the model is in eval mode"):
+        trainer.run_step()
 
 
 def test_statistics_are_gathered_in_full_precision_whatever_surrounds_them(mgd_cfg, images):
