@@ -457,7 +457,7 @@ class DistilledDetector(ModuleWithProperties):
             batches, sum_over_ranks: as :meth:`rematch`'s.
 
         Raises:
-            ValueError: there are no images.
+            ValueError: a process has no images; in all of them.
         """
         self.prepare()
         taps = list(dict.fromkeys(tap for method in self.matching for tap in method.taps))
@@ -470,8 +470,11 @@ class DistilledDetector(ModuleWithProperties):
                 features = self.pair(self.tapped.run(batch, names).features, batch, taps)
                 for method in self.matching:
                     method.observe(features)
-        if not seen:
-            raise ValueError("there are no images to solve the matching from")
+        without = torch.tensor(float(not seen))
+        sum_over_ranks(without)
+        if without:
+            number = int(without)
+            raise ValueError(f"there are no images to solve the matching from in {number} of the processes")
         for method in self.matching:
             method.absorb(sum_over_ranks, decay=0)
 

@@ -29,6 +29,16 @@ def detector(mgd_cfg):
     return build_model(mgd_cfg)
 
 
+def test_a_process_without_images_ends_the_pass_in_all(mgd_cfg, images):
+    """As the second of two processes, with a sum to which the first has added that it has none."""
+
+    def with_another(tensor):
+        tensor += 1
+
+    with pytest.raises(ValueError, match="no images to solve the matching from in 1 of the processes"):
+        build_model(mgd_cfg).rematch([images], with_another)
+
+
 def test_the_teacher_is_invisible(detector, teacher_run):
     before = {k: v.clone() for k, v in detector.state_dict().items()}
     parameters = [id(p) for p in detector.parameters()]
