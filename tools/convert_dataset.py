@@ -5,7 +5,7 @@ bccd is github.com/Shenggan/BCCD_Dataset: ANNOTATIONS is its folder BCCD/Annotat
 BCCD/JPEGImages. Boxes without an area are left out.
 
 animal_pose is Animal-Pose (Cao et al., ICCV 2019): ANNOTATIONS is its keypoints.json, and IMAGES its folder
-of images. Those that are not of PASCAL VOC, whose names begin with a year, are left out.
+of images. Those whose names do not begin with a year, as PASCAL VOC's do, are left out.
 
 Images are made smaller, and divided into train, val and test by a hash of their names.
 

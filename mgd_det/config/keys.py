@@ -179,7 +179,7 @@ def _add_teacher(cfg: CfgNode) -> None:
     cfg.DISTILL.TEACHER.WEIGHTS = ""
     # Overrides of the teacher's config: ["KEY", value, ...], or ["key=value", ...] for a LazyConfig.
     cfg.DISTILL.TEACHER.OPTS = []
-    # As DISTILL.BACKBONE, in the teacher.
+    # The path of the module in the teacher that is its backbone, see DISTILL.BACKBONE.
     cfg.DISTILL.TEACHER.BACKBONE = ""
     # The teacher runs in every k-th iteration only, in which the distillation losses are multiplied by k, so
     # that a weight means the same. In the others the student learns from its task alone.
@@ -196,10 +196,10 @@ def _add_teacher(cfg: CfgNode) -> None:
     # Euclidean norm).
     cfg.DISTILL.TEACHER.DTYPE = ""
     # If True, the teacher's weights and features are kept in channels_last order, which is faster on some
-    # devices. If "auto", the first batch decides, as with DTYPE; both may be "auto". If None, as False.
+    # devices. If "auto", the first batch decides, as with DTYPE; both may be "auto". None means False.
     cfg.DISTILL.TEACHER.CHANNELS_LAST = None
-    # If True, torch.compile translates the parts of the teacher between its taps. This takes about a
-    # minute at the start.
+    # If True, torch.compile translates the parts of the teacher between its taps. This takes one
+    # to several minutes at the start.
     cfg.DISTILL.TEACHER.COMPILE = False
     # If True, a weight file that lacks some of the teacher's tensors is accepted.
     cfg.DISTILL.TEACHER.ALLOW_PARTIAL_WEIGHTS = False
@@ -228,7 +228,8 @@ def _add_matching(cfg: CfgNode) -> None:
     cfg.DISTILL.MATCHING.MODE = "pass"
     # With "online", features are collected every N iterations.
     cfg.DISTILL.MATCHING.ONLINE_EVERY = 20
-    # Solve the matching every N iterations; 0 means never again.
+    # Solve the matching every N iterations, up to DISTILL.EXPERIMENT.SLOW_AFTER (15000); from then on every
+    # DISTILL.EXPERIMENT.SLOW_PERIOD (15000) iterations. With 0 it is solved at the start and never again.
     cfg.DISTILL.MATCHING.PERIOD = 5000
     # Solve the matching at exactly these iterations. If the list is not empty, it replaces PERIOD.
     cfg.DISTILL.MATCHING.ITERATIONS = []
@@ -390,7 +391,8 @@ def _add_crosskd(cfg: CfgNode) -> None:
 
 
 def _add_experiment(cfg: CfgNode) -> None:
-    # Keys for experiments alone: controls, and schedules that no recipe of this project needs.
+    # Keys that experiments have needed: a control for comparison, and parts of schedules that are rarely
+    # changed.
     cfg.DISTILL.EXPERIMENT = CfgNode()
     # "solved", or a control for comparison that ignores the features: "random" (drawn once) or "identity"
     # (by channel number).
@@ -399,7 +401,7 @@ def _add_experiment(cfg: CfgNode) -> None:
     cfg.DISTILL.EXPERIMENT.ASSIGNMENT_SEED = 0
     # With DISTILL.MATCHING.MODE "online", the factor on the earlier statistics whenever new ones are added.
     cfg.DISTILL.EXPERIMENT.ONLINE_DECAY = 0.98
-    # The iteration after which SLOW_PERIOD replaces DISTILL.MATCHING.PERIOD.
+    # The iteration after which SLOW_PERIOD replaces a DISTILL.MATCHING.PERIOD above 0, as in the reference.
     cfg.DISTILL.EXPERIMENT.SLOW_AFTER = 15000
     # Solve the matching every N iterations from then on; 0 means never again.
     cfg.DISTILL.EXPERIMENT.SLOW_PERIOD = 15000

@@ -24,7 +24,7 @@ class UpdateSchedule:
     """Says before which iterations the matching is solved; it is solved before the first one in any case.
 
     Args:
-        period: solve every `period` iterations; 0: never again.
+        period: solve every `period` iterations; 0: never again, whatever `slow_period` is.
         slow_after: beyond this iteration `slow_period` takes the place of `period`.
         slow_period: solve every `slow_period` iterations from then on; 0: never again.
         iterations: solve before exactly these instead, if any are given.
@@ -57,7 +57,8 @@ class UpdateSchedule:
             return False
         if self.iterations:
             return iteration in self.iterations
-        return due(self.period if iteration <= self.slow_after else self.slow_period, iteration)
+        slow = self.period and iteration > self.slow_after
+        return due(self.slow_period if slow else self.period, iteration)
 
 
 @dataclass(frozen=True)

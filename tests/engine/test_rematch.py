@@ -37,6 +37,13 @@ def test_default_schedule_over_a_coco_run(mgd_cfg):
     assert due(schedule, 90000) == [0, 5000, 10000, 15000, 30000, 45000, 60000, 75000, 90000]
 
 
+def test_a_period_of_zero_is_never_again(mgd_cfg):
+    mgd_cfg.DISTILL.MATCHING.PERIOD = 0
+    assert due(UpdateSchedule.from_config(mgd_cfg), 90000) == [0]
+    mgd_cfg.DISTILL.MATCHING.PERIOD, mgd_cfg.DISTILL.EXPERIMENT.SLOW_PERIOD = 5000, 0
+    assert due(UpdateSchedule.from_config(mgd_cfg), 90000) == [0, 5000, 10000, 15000]
+
+
 @pytest.mark.parametrize(
     "key", ["MATCHING.PERIOD", "EXPERIMENT.SLOW_AFTER", "EXPERIMENT.SLOW_PERIOD", "MATCHING.NUM_IMAGES"]
 )
