@@ -207,7 +207,9 @@ class TappedDetector:
             found[name] = _tap_info(name, seen.features.get(name), seen.pixels, _moments(tap.norm))
         for name in sums:
             total, output = seen.features[name], seen.features[after_relu(name)]
-            if not any(torch.allclose(expected, output, equal_nan=True) for expected in (total.relu(), total)):
+            if not any(
+                torch.allclose(expected, output, equal_nan=True) for expected in (total.relu(), total)
+            ):
                 block = type(taps[name].hooked[0]).__name__
                 raise UnknownTap(
                     f"at {name!r}, its {block} does more than add its last convolution and the shortcut: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from argparse import Namespace
@@ -28,6 +29,8 @@ RUN_FILES = (
 )
 # The folder in OUTPUT_DIR that --eval-teacher writes to.
 TEACHER_FOLDER = "teacher"
+# Errors of file systems without locks, such as some on clusters.
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 # Seconds to wait for a lock. Loader processes of a run that was killed notice that within five.
 PATIENCE = 6
 
@@ -142,7 +145,7 @@ def claimed(cfg: CfgNode, args: Namespace, resumed: str | None = None) -> Iterat
     lock, aside, error = FileLock(os.path.join(cfg.OUTPUT_DIR, ".lock")), "", None
     if comm.is_main_process():
         try:
-            _acquire(lock, cfg.OUTPUT_DIR)
+            take_lock(lock, cfg.OUTPUT_DIR)
             check_output(cfg, args)
             if resumed is not None and last_checkpoint(cfg, resume=args.resume) != resumed:
                 problem = "another run has written a checkpoint there since this one started"
@@ -159,14 +162,24 @@ def claimed(cfg: CfgNode, args: Namespace, resumed: str | None = None) -> Iterat
         lock.release()
 
 
-def _acquire(lock: FileLock, folder: str) -> None:
+def take_lock(lock: FileLock, folder: str) -> None:
+    """Take the lock of a folder, where its file system has locks.
+
+    Raises:
+        ConfigError: another run has it, or nothing can be written to the folder.
+    """
     try:
         os.makedirs(folder, exist_ok=True)
         lock.acquire(timeout=PATIENCE)
     except Timeout as error:
         remedy = "Wait until it has ended, or name another OUTPUT_DIR."
         raise ConfigError("OUTPUT_DIR", folder, "another run is using this folder", remedy) from error
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, NotImplementedError) or error.errno in NO_LOCKS:
+            logger.warning(
+                "OUTPUT_DIR %s: its file system has no locks, so nothing keeps other runs out", folder
+            )
+            return
         problem = f"cannot be written to ({error.strerror or error})"
         raise ConfigError("OUTPUT_DIR", folder, problem, "Name a folder that can.") from error
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import re
 import time
@@ -15,7 +17,7 @@ from helpers.detectors import small_config
 
 from mgd_det.errors import ConfigError
 from mgd_det.run.main import argument_parser, main
-from mgd_det.run.output import claimed
+from mgd_det.run.output import claimed, take_lock
 
 TRAIN_NET = ROOT / "tools/train_net.py"
 
@@ -171,6 +173,19 @@ def test_a_folder_in_use_is_refused(flags, mgd_cfg, start, tmp_path):
     assert "OUTPUT_DIR" in error
     assert "another run is using this folder" in error
     assert os.listdir(tmp_path / "run") == [".lock"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks available"), NotImplementedError("flock")])
+def test_a_file_system_without_locks_is_used_with_a_warning(error, tmp_path, caplog):
+    class Lock(FileLock):
+        """Ends as filelock's do on such a file system, which of them depends on the version."""
+
+        def acquire(self, *args, **kwargs):
+            raise error
+
+    with caplog.at_level(logging.WARNING, "detectron2"):
+        take_lock(Lock(tmp_path / ".lock"), str(tmp_path))
+    assert "its file system has no locks" in caplog.text
 
 
 def test_a_checkpoint_that_another_run_wrote_meanwhile_is_not_lost(student_cfg, tmp_path):
