@@ -55,13 +55,14 @@ def report_of(stage: str) -> dict:
 def test_the_table_of_methods_holds_the_committed_figures():
     arms = {
         "student alone": "student alone",
+        "student alone, twice as long": "student alone, twice as long",
         "FPN and head inherited": "inherit",
         "`mgd`": "mgd",
         "`mgd` with a random assignment": "mgd, random assignment",
         "`mgd` at the FPN": "mgd at p3 to p5",
         "`imitation`, FPN and head inherited": "imitation + inherit",
         "`pkd`, FPN and head inherited": "pkd + inherit",
-        "`mgd` at the FPN, and images without labels": "mgd at p3 to p5, images without labels",
+        "the same, and images without labels": "pkd + inherit, images without labels",
     }
     reports = [report_of(name) for name in ("shapes", "animal_pose", "bccd")]
     rows = [{row["arm"]: row for row in report["arms"]} for report in reports]
