@@ -57,7 +57,7 @@ adds its tables here (`python tools/gpu_check.py --help`).
 - **The limit** of a step is the floor's arithmetic over the student's: the multiplications and additions in
   convolutions and matrix products. A measured ratio can be below it, where the teacher computes faster
   than the student.
-- **The teacher's forward pass** ends with the last tap. Its first compilation may take minutes, which are
+- **The teacher's forward pass** ends with the last tap. Its first compilation takes one to several minutes, which are
   not part of the figures; later starts find what was compiled.
 - **A cheaper teacher** makes the whole step faster. With `DISTILL.TEACHER.EVERY` k the figures are means of k
   steps, in one of which the teacher runs. [results/](../results/README.md) has what these keys cost in AP.
@@ -82,7 +82,7 @@ adds its tables here (`python tools/gpu_check.py --help`).
 - **Matching** takes a share of the training time. With `pass` it is the time of extra images through both
   networks; with `online`, that of statistics from the features of every N-th step, after a first pass.
   Solving is counted in both cases, reading the images of a pass is not. For its matching, the reference
-  implementation passes 6,006 batches through both networks twice in 90,000 iterations.
+  implementation passes 6 times 1,001 batches through both networks in 90,000 iterations.
 - **Random input** leaves these figures right where the work does not depend on the numbers, as in
   convolutions, products, the loss and a dense detector's step. That of solving an assignment does: `re-solve`
   gets costs of features of scikit-learn's photographs, while the solving in the shares above gets those of
