@@ -306,7 +306,7 @@ def test_gradients_of_losses_in_the_head_are_compared_at_the_backbones_outputs(k
     expected = {name: norm(losses[name]) / task for name in detector.losses if "imitation" not in name}
     sum(losses.values()).backward()
     found = detector.take_gradient_ratios()
-    assert set(found) <= set(detector.losses)  # at p4 and p5 the untrained task's gradient is lost in rounding
+    assert set(found) <= set(detector.losses)  # the untrained task's at p4 and p5 are lost in rounding
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-3)
 
 

@@ -57,8 +57,8 @@ adds its tables here (`python tools/gpu_check.py --help`).
 - **The limit** of a step is the floor's arithmetic over the student's: the multiplications and additions in
   convolutions and matrix products. A measured ratio can be below it, where the teacher computes faster
   than the student.
-- **The teacher's forward pass** ends with the last tap. Its first compilation takes one to several minutes, which are
-  not part of the figures; later starts find what was compiled.
+- **The teacher's forward pass** ends with the last tap. Its first compilation takes one to several minutes,
+  which are not part of the figures; later starts find what was compiled.
 - **A cheaper teacher** makes the whole step faster. With `DISTILL.TEACHER.EVERY` k the figures are means of k
   steps, in one of which the teacher runs. [results/](../results/README.md) has what these keys cost in AP.
 - **The loss** is absolute max pooling (AMP, not mixed precision) with the partial L2 distance, forward and
