@@ -92,7 +92,7 @@ def test_a_teacher_that_is_constant_throughout_ends_the_run(detector, logged):
 
 
 def test_a_level_of_one_position_is_not_called_constant(mgd_cfg, labelled):
-    """That of p7, for a single image of up to 128 px in a process."""
+    """A process with a single image of up to 128 px has one position at p7."""
     assert constant_channels(torch.ones(1, 4, 1, 1)) == 0
     mgd_cfg.DISTILL.METHODS, mgd_cfg.DISTILL.IMITATION.TAPS = ["imitation"], ["p7"]
     mgd_cfg.MODEL.RETINANET.NORM = ""  # torch's batch norm takes no single position

@@ -38,7 +38,7 @@ def test_a_run_trains_and_resumes(dtype, mgd_cfg):
 
 
 def test_a_detector_may_return_its_loss_alone_and_has_to_be_in_training_mode():
-    """As Detectron2's own trainers have it."""
+    """The step takes and refuses the same models as those of Detectron2's own trainers."""
 
     class Detector(nn.Module):
         def __init__(self) -> None:

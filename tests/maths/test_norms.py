@@ -177,7 +177,7 @@ class TestUnmasked:
 
     @pytest.mark.parametrize("kind", ["GN", "BN"])
     def test_a_single_position_is_the_bias(self, kind: str) -> None:
-        """As the coarsest level of one small image has it."""
+        """The coarsest level of one small image has a single position."""
         norm = student_norm(kind, 1)
         result = norm(torch.full((1, 1, 1, 1), 9.0))
         torch.testing.assert_close(result[0, 0, 0, 0], norm.bias[0], rtol=0, atol=0)

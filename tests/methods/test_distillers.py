@@ -306,7 +306,9 @@ def test_gradients_of_losses_in_the_head_are_compared_at_the_backbones_outputs(k
     expected = {name: norm(losses[name]) / task for name in detector.losses if "imitation" not in name}
     sum(losses.values()).backward()
     found = detector.take_gradient_ratios()
-    assert set(found) <= set(detector.losses)  # the untrained task's at p4 and p5 are lost in rounding
+    # The gradients of the untrained RetinaNet's task at p4 and p5 are lost in the rounding of imitation's.
+    lost = {"loss_imitation_p4", "loss_imitation_p5"} if kind == "retinanet" else set()
+    assert list(found) == [name for name in detector.losses if name not in lost]
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-3)
 
 

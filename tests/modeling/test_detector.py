@@ -30,7 +30,7 @@ def detector(mgd_cfg):
 
 
 def test_a_process_without_images_ends_the_pass_in_all(mgd_cfg, images):
-    """As the second of two processes, with a sum to which the first has added that it has none."""
+    """This process has images. The sum over both processes says that the other one has none."""
 
     def with_another(tensor):
         tensor += 1
